@@ -1,0 +1,544 @@
+"""NFT, Negative-aware Fine-Tuning (arXiv 2505.18116), in one file of plain PyTorch.
+
+A model answers a question K times and a verifier calls each answer right (r = 1) or wrong (r = 0).
+With r_hat the mean verdict, Bayes splits the policy that gave the answers (Eq 7):
+
+    r_hat pi+ + (1 - r_hat) pi- = pi_old,  so  pi_theta- := (pi_old - r_hat pi_theta+) / (1 - r_hat)
+
+is an *implicit* negative policy made of pi_theta+, the very network being trained: fitting it to
+wrong answers by maximum likelihood trains pi_theta+. With token ratios R = pi_theta+ / pi_old the
+whole method is one supervised loss (Eq 10):
+
+    R_neg = (1 - r_hat R) / (1 - r_hat)
+    loss  = - sum_{q,a} omega(q) sum_t [ r log R + (1 - r) log max_v(R_neg, eps) ]
+
+On-policy (R = 1) its gradient is GRPO's or Dr. GRPO's, as omega says (test_equivalence.py), and its
+value is 0 whatever the answers: a loss near 0 is no sign of trouble.
+
+    python nft.py                                       # the toy: learns arithmetic on a CPU
+    python nft.py --eval_only --model DIR --eval FILE   # avg@k and pass@k of any model
+    python nft.py --preset 7b                           # Qwen2.5-Math-7B as in the paper
+
+Glossary: q question, a answer, r verdict, r_hat mean verdict of the K answers to q, logp log-prob
+of a token under pi_theta+, logp_old under pi_old, omega weight of q, eps floor of R_neg, mask 1 on
+answer tokens (EOS included); B answers, T tokens of the longest, V vocabulary.
+"""
+import json
+import math
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import datasets
+import numpy as np
+import pandas as pd
+import torch
+import torch.distributed.checkpoint as dcp
+import transformers
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.checkpoint import checkpoint
+from tqdm import tqdm
+
+from verify import check_gold, extract_answer, grade
+
+# ---------------------------------------------------------------- the method: tensors to tensors
+def max_v(x: Tensor, eps: float) -> Tensor:
+    """Eq 10's straight-through floor: the value of max(x, eps), the gradient of x. A plain maximum
+    has no gradient below eps and halves it on the tie x = eps = 1, where on-policy steps start."""
+    return x.clamp(min=eps).detach() + (x - x.detach())  # stop_gradient[max(x, eps) - x] + x
+
+def prompt_weight(r_hat: Tensor, omega: str) -> Tensor:
+    """omega(q) of Eq 10, shaped as r_hat; KeyError for an unknown name."""
+    return {"one": torch.ones_like(r_hat), "dr_grpo": 1 - r_hat,
+            "grpo": ((1 - r_hat) / r_hat).sqrt()}[omega]
+
+def nft_loss(logp: Tensor, logp_old: Tensor, r: Tensor, r_hat: Tensor, mask: Tensor, *,
+             omega: str = "dr_grpo", eps: float = 1.0, neg_weight: float = 1.0):
+    """Eq 10, summed over tokens: the caller divides by the tokens of the whole optimiser step.
+
+    logp, logp_old, mask (B, T); r, r_hat (B, 1), r_hat the mean verdict of the row's question.
+    neg_weight scales the negative term: 1 is NFT, 0 is RFT. Returns loss_sum and, detached, stats
+    (B, T): R, and whether the floor holds a token. Raises ValueError unless 0 < r_hat < 1.
+    """
+    if not ((r_hat > 0) & (r_hat < 1)).all():
+        raise ValueError("nft_loss needs 0 < r_hat < 1: drop questions all right or all wrong")
+    log_R = torch.where(mask > 0, logp - logp_old, 0.0)
+    R = log_R.clamp(max=20).exp()  # e^20 at most: what follows stays finite
+    R_neg = (1 - r_hat * R) / (1 - r_hat)
+    ll = r * log_R + neg_weight * (1 - r) * max_v(R_neg, eps).log()
+    loss = -prompt_weight(r_hat, omega) * ll * mask
+    return loss.sum(), {"R": R.detach(), "floored": (1 - r) * (R_neg < eps).detach() * mask}
+
+def grpo_loss(logp: Tensor, logp_old: Tensor, r: Tensor, r_hat: Tensor, mask: Tensor, *,
+              clip_low: float = 0.2, clip_high: float = 0.2, std: bool = True):
+    """GRPO's clipped surrogate, for contrast; arguments and result as nft_loss, any r_hat. std
+    divides advantages by the *population* standard deviation of the verdicts: Dr. GRPO does not.
+    DAPO is GRPO with clip_high = 0.28 and dynamic sampling."""
+    R = torch.where(mask > 0, logp - logp_old, 0.0).clamp(max=20).exp()
+    A = r - r_hat
+    if std:
+        A = A / (r_hat * (1 - r_hat)).sqrt().clamp(min=1e-6)  # 0 where verdicts agree
+    free, clipped = R * A, R.clamp(1 - clip_low, 1 + clip_high) * A
+    loss = -torch.minimum(free, clipped) * mask
+    return loss.sum(), {"R": R.detach(), "floored": (clipped < free).detach() * mask}
+
+ALGORITHMS = {  # --algo: loss, what it fixes of the loss's arguments, train on mixed questions only
+    "nft": (nft_loss, {}, True),
+    "rft": (nft_loss, {"neg_weight": 0.0}, True),
+    "grpo": (grpo_loss, {"std": True}, False),
+    "dr_grpo": (grpo_loss, {"std": False}, False),
+    "dapo": (grpo_loss, {"std": True}, True),
+}
+
+# ---------------------------------------------------------------- configuration
+class RunError(ValueError):
+    """What one sentence explains (a wrong flag, file or model): `main` prints it and exits 1."""
+
+def flag(default, help: str, *choices):
+    return field(default=default, metadata={"help": help, "choices": choices or None})
+
+@dataclass
+class Config:
+    """Defaults are the toy's; PRESETS says what the paper's runs change."""
+    preset: str = flag("toy", "settings to start from", "toy", "7b", "32b")
+    model: str = flag("toy/base", "Hugging Face model: a directory or a Hub id")
+    train: str = flag("toy/train.jsonl", "questions: .jsonl, .json or .parquet, or HUB_ID[:SPLIT]")
+    eval: str = flag("toy/test.jsonl", "held-out sets like --train: PATH or NAME=PATH, by commas")
+    out: str | None = flag(None, "folder of results; if none is given, runs/PRESET-ALGO-SEED")
+    instruction: str = flag("", "what follows a question that is text rather than chat messages")
+    algo: str = flag("nft", "algorithm", *ALGORITHMS)
+    omega: str | None = flag(None, "prompt weight (dr_grpo; in rft one)", "one", "dr_grpo", "grpo")
+    eps: float = flag(1.0, "floor of the negative ratio R_neg")
+    neg_weight: float = flag(1.0, "nft: weight of the negative term")
+    clip_low: float = flag(0.2, "grpo, dr_grpo, dapo: R is clipped below 1 - clip_low")
+    clip_high: float = flag(0.28, "grpo, dr_grpo, dapo: R is clipped above 1 + clip_high")
+    iterations: int = flag(50, "rounds of sampling and training")
+    questions: int = flag(32, "questions an iteration trains on")
+    K: int = flag(8, "answers sampled per question")
+    minibatches: int = flag(4, "optimiser steps an iteration; 1 is strictly on-policy")
+    max_prompt: int = flag(64, "longest prompt in tokens; longer ones are dropped and counted")
+    max_new: int = flag(64, "longest answer in tokens; one cut there is wrong")
+    temperature: float = flag(1.0, "of sampling in training and of the log-probs trained on")
+    lr: float = flag(1e-4, "AdamW learning rate")
+    warmup: int = flag(0, "iterations of linear warm-up; constant after")
+    weight_decay: float = flag(0.1, "AdamW weight decay")
+    grad_clip: float = flag(1.0, "largest gradient norm")
+    eval_every: int = flag(10, "iterations between evaluations (0: only before and after)")
+    eval_k: int = flag(8, "answers per held-out question")
+    eval_temperature: float = flag(1.0, "of sampling in evaluation; 0 is greedy")
+    eval_top_p: float = flag(1.0, "nucleus of sampling in evaluation")
+    eval_only: bool = flag(False, "evaluate --model and stop")
+    save_every: int = flag(10, "iterations between checkpoints")
+    sample_rows: int = flag(512, "answers decoded side by side; bounds key/value memory")
+    micro_tokens: int = flag(8192, "tokens of a micro-batch, padding included; bounds activations")
+    dtype: str = flag("float32", "bfloat16 keeps fp32 weights", "float32", "bfloat16", "float64")
+    seed: int = flag(0, "of all randomness")
+
+    def __post_init__(self):
+        self.omega = self.omega or ("one" if self.algo == "rft" else "dr_grpo")
+        self.out = self.out or f"runs/{self.preset}-{self.algo}-{self.seed}"
+        least = dict(K=2, iterations=1, questions=1, minibatches=1, max_prompt=1, max_new=1, eval_k=1,
+                     eps=1e-6, lr=0, warmup=0, grad_clip=1e-6, eval_every=0, save_every=1, seed=0,
+                     sample_rows=1, micro_tokens=1, temperature=0.01, eval_temperature=0)
+        for name, value in least.items():
+            if not getattr(self, name) >= value:
+                raise RunError(f"--{name} is {getattr(self, name)}, it must be {value} or more")
+
+PAPER = dict(
+    train="hf://datasets/ChenDRAG/VeRL_math_validation/dapo-math-17k_10boxed.parquet",
+    eval="math500=HuggingFaceH4/MATH-500:test,aime24=HuggingFaceH4/aime_2024:train",
+    instruction="\nPlease reason step by step, and put your final answer within \\boxed{}.",
+    iterations=320, questions=512, K=16, minibatches=16, lr=1e-6, warmup=10, eval_top_p=0.7,
+    eval_every=20, sample_rows=256, micro_tokens=16384, dtype="bfloat16")
+PRESETS = {
+    "toy": {},
+    "7b": PAPER | dict(model="Qwen/Qwen2.5-Math-7B", max_prompt=512, max_new=3584),
+    "32b": PAPER | dict(model="Qwen/Qwen2.5-32B", max_prompt=2048, max_new=14336,
+                        eval_temperature=0.6),
+}
+
+def parse_args(argv: list[str] | None) -> Config:
+    """Flags over the preset's values over the defaults. Raises RunError, or exits as argparse."""
+    parser = transformers.HfArgumentParser(Config, description=__doc__[:__doc__.find("\n")],
+                                           allow_abbrev=False)
+    parser.set_defaults(**PRESETS[parser.parse_known_args(argv)[0].preset])
+    return Config(**vars(parser.parse_args(argv)))
+
+# ---------------------------------------------------------------- model and questions
+def load_model(cfg: Config):
+    """Model, its list of EOS ids completed, and tokenizer. Raises RunError if one is missing."""
+    dtype = torch.float64 if cfg.dtype == "float64" else torch.float32
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(cfg.model)
+        model = transformers.AutoModelForCausalLM.from_pretrained(cfg.model, dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise RunError(f"--model {cfg.model}: {' '.join(str(error).split())}") from error
+    eos = np.atleast_1d(model.generation_config.eos_token_id).tolist() + [tokenizer.eos_token_id]
+    model.generation_config.eos_token_id = sorted(set(eos) - {None})
+    if not model.generation_config.eos_token_id or len(tokenizer) < 2:  # 1: transformers made it up
+        raise RunError(f"--model {cfg.model}: no tokenizer, or no EOS in it or generation config")
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer  # no dropout
+
+@dataclass
+class Question:
+    prompt: list[dict] | str  # chat messages, or text
+    answer: str
+    tokens: list[int] = field(default_factory=list)  # the prompt as the model reads it
+
+def encode(tokenizer, prompt: list[dict] | str, instruction: str = "") -> list[int]:
+    """Tokens of the prompt in the model's chat template, of the bare text where there is none."""
+    if isinstance(prompt, str):
+        prompt = [{"role": "user", "content": prompt + instruction}]
+    if tokenizer.chat_template:
+        return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
+    return tokenizer("\n\n".join(message["content"] for message in prompt))["input_ids"]
+
+def load_questions(path: str, tokenizer=None, cfg: Config | None = None) -> list[Question]:
+    """Questions of a .jsonl, .json or .parquet file, or of HUB_ID[:SPLIT]; RunError names the row.
+
+    A gold answer may be bare, follow GSM8K's ####, or stand in the \\boxed{} of a worked solution.
+    With a tokenizer prompts become tokens, and those longer than cfg.max_prompt go, with a count.
+    """
+    kind = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}.get(Path(path).suffix)
+    name, split = (kind, "") if kind else path.partition(":")[::2]
+    files, where, questions = {"data_files": path} if kind else {}, path, []
+    try:
+        for n, row in enumerate(datasets.load_dataset(name, split=split or "train", **files), 1):
+            where, row = f"{path}, row {n}", row | (row.get("reward_model") or {})
+            row = {column: value for column, value in row.items() if value is not None}
+            prompt = next((row[c] for c in ("question", "problem", "prompt") if c in row), None)
+            gold = next((row[c] for c in ("answer", "solution", "ground_truth") if c in row), None)
+            if prompt is None or gold is None:
+                raise ValueError(f"no question or no answer among the columns {', '.join(row)}")
+            gold = str(gold).split("####")[-1].strip()
+            gold = extract_answer(gold) or "" if "\\boxed" in gold else gold
+            check_gold(gold)
+            tokens = encode(tokenizer, prompt, cfg.instruction) if tokenizer else []
+            questions.append(Question(prompt, gold, tokens))
+    except Exception as error:  # datasets raises many kinds, the reason is in the cause
+        raise RunError(f"{where}: {error.__cause__ or str(error) or 'no rows'}") from error
+    fit = [q for q in questions if not tokenizer or len(q.tokens) <= cfg.max_prompt]
+    if len(fit) < len(questions):
+        print(f"{path}: {len(questions) - len(fit)} of {len(questions)} questions dropped, their "
+              f"prompts are longer than --max_prompt {cfg.max_prompt} tokens")
+    if not fit:
+        raise RunError(f"{path}: no question is left to work on")
+    return fit
+
+# ---------------------------------------------------------------- scoring and sampling
+def log_softmax(logits: Tensor, temperature: float) -> Tensor:
+    """In fp32 at least: bf16 is too coarse for log-probs."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return (logits / temperature).log_softmax(-1)
+
+def token_logps(model, prompts: list[list[int]], answers: list[list[int]], *,
+                temperature: float = 1.0, vocab: int | None = None) -> tuple[Tensor, Tensor]:
+    """Log-probs of the answers' tokens by teacher forcing, and mask: both (B, T), 0 on padding.
+
+    prompts, answers: B lists of token ids, none empty; ids from `vocab` on do not exist. Padding
+    is on the right, where causal attention cannot see it, so that no attention mask is needed.
+    """
+    rows = list(zip(prompts, answers))
+    ids = pad_sequence([torch.tensor(p + a) for p, a in rows], True).to(model.device)
+    is_answer = [torch.arange(len(p + a)) >= len(p) for p, a in rows]  # by length: pad may be EOS
+    is_answer = pad_sequence(is_answer, True).to(model.device)
+    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    hidden, target = hidden[:, :-1][is_answer[:, 1:]], ids[is_answer]  # state t - 1 predicts t
+    weight = model.get_output_embeddings().weight[:vocab]
+
+    def logp_of(hidden, target):
+        logp = log_softmax(torch.nn.functional.linear(hidden, weight), temperature)
+        return logp.gather(-1, target[:, None])[:, 0]
+    # a chunk of tokens at a time, made anew in backward: logits of all tokens are never held
+    chunk = max(128, 2**21 // len(weight))
+    logp = torch.cat([checkpoint(logp_of, h, y, use_reentrant=False)
+                      for h, y in zip(hidden.split(chunk), target.split(chunk))])
+    logp = logp.split([len(a) for a in answers])
+    return pad_sequence(logp, True), pad_sequence([torch.ones_like(row) for row in logp], True)
+
+class Answer(NamedTuple):
+    tokens: list[int]  # EOS included
+    logps: list[float]  # of each token, under the distribution it was drawn from
+    finished: bool  # ended by EOS, not cut at max_new
+
+def pick(logits: Tensor, u: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
+    """Draw by inverse CDF from softmax(logits / temperature), or from its nucleus top_p.
+
+    logits (B, V), u (B,) uniform in [0, 1) -> tokens, log-probs (B,). Temperature 0 is greedy.
+    """
+    logp = log_softmax(logits, max(temperature, 1e-6))
+    if top_p < 1:
+        logp = transformers.TopPLogitsWarper(top_p)(None, logp).log_softmax(-1)
+    cdf = logp.exp().cumsum(-1)
+    token = torch.searchsorted(cdf, u.to(cdf)[:, None] * cdf[:, -1:], right=True)
+    token = token.clamp(max=logp.shape[-1] - 1)  # beyond it only if logits are NaN
+    return token[:, 0], logp.gather(-1, token)[:, 0]
+
+@torch.no_grad()
+def sample(model, prompts: list[list[int]], K: int, max_new: int, *, eos_ids, temperature=1.0,
+           top_p=1.0, seed=0, keys=None, vocab=None) -> list[Answer]:
+    """K answers to each prompt, grouped by prompt: len(prompts) * K in all.
+
+    The numbers answer k is drawn with depend on (seed, key of its prompt, k) alone: not on batch,
+    order or process. `keys` are the prompts' positions unless given; `vocab` as in token_logps.
+    """
+    keys = range(len(prompts)) if keys is None else keys
+    u = [np.random.default_rng([seed, key]).random((K, max_new), np.float32) for key in keys]
+    u = torch.from_numpy(np.concatenate(u)).to(model.device)
+    eos, cache = torch.tensor(sorted(eos_ids), device=u.device), transformers.DynamicCache()
+    tokens, logps = torch.zeros_like(u, dtype=torch.long), torch.zeros_like(u, dtype=torch.float64)
+    length = tokens.new_zeros(len(u))  # 0 until EOS
+    live = torch.arange(len(u), device=u.device)  # answers still in the batch
+
+    def next_logits(ids, mask):  # read ids, the last columns of mask, into the cache: (B, V)
+        position = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1]:]
+        return model(input_ids=ids, attention_mask=mask, position_ids=position, use_cache=True,
+                     past_key_values=cache, logits_to_keep=1).logits[:, -1, :vocab]
+    ids = [torch.tensor(p, device=u.device) for p in prompts]
+    mask = pad_sequence([torch.ones_like(p) for p in ids], True, padding_side="left")
+    ids = pad_sequence(ids, True, padding_side="left")  # all answers start in one column
+    logits = next_logits(ids, mask).repeat_interleave(K, 0)  # each prompt is read once
+    cache.batch_repeat_interleave(K)
+    mask = mask.repeat_interleave(K, 0)
+    for t in range(max_new):
+        token, logp = pick(logits, u[live, t], temperature, top_p)
+        tokens[live, t], logps[live, t] = token, logp.double()
+        length[live[(length[live] == 0) & torch.isin(token, eos)]] = t + 1
+        going = (length[live] == 0).nonzero()[:, 0]
+        if len(going) == 0 or t + 1 == max_new:
+            break
+        if len(going) < 0.8 * len(live):  # dropping rows copies the cache: not at every step
+            cache.batch_select_indices(going)
+            live, token, mask = live[going], token[going], mask[going]
+        mask = torch.nn.functional.pad(mask, (0, 1), value=1)
+        logits = next_logits(token[:, None], mask)
+    if not logps.isfinite().all():
+        raise RunError("the model's log-probs are not finite: its weights must be broken")
+    return [Answer(row[:n or max_new], logp[:n or max_new], n > 0)
+            for row, logp, n in zip(tokens.tolist(), logps.tolist(), length.tolist())]
+
+# ---------------------------------------------------------------- Algorithm 1: collect, update
+class Row(NamedTuple):  # a graded answer; the K of a question stand together
+    q: Question
+    a: Answer
+    r: float
+    r_hat: float
+    text: str = ""
+
+def rollout(model, tokenizer, questions: list[Question], keys, K: int, cfg: Config, **how):
+    """K rows for each question, sampled and graded; `how` goes to `sample`."""
+    rows, step = [], max(1, cfg.sample_rows // K)
+    for at in range(0, len(questions), step):
+        part = questions[at:at + step]
+        with torch.autocast(model.device.type, torch.bfloat16, cfg.dtype == "bfloat16"):
+            answers = sample(model, [q.tokens for q in part], K, cfg.max_new, vocab=len(tokenizer),
+                             eos_ids=model.generation_config.eos_token_id,
+                             keys=keys[at:at + step], **how)
+        for i, q in enumerate(part):
+            group = answers[i * K:(i + 1) * K]
+            texts = [tokenizer.decode(a.tokens, skip_special_tokens=True) for a in group]
+            r = [float(a.finished and grade(text, q.answer)) for a, text in zip(group, texts)]
+            rows += [Row(q, a, r_k, sum(r) / K, text) for a, r_k, text in zip(group, r, texts)]
+    return rows
+
+def collect(model, tokenizer, data: list[Question], cfg: Config, drawn: int, rounds: int = 10):
+    """Lines 5-9: answer questions until cfg.questions are mixed -> rows to train on, metrics.
+    drawn: questions drawn before, from an endless stream of shuffled passes over `data`."""
+    began, mixed_only, rows, kept = time.time(), ALGORITHMS[cfg.algo][2], [], []
+    for _ in range(rounds):
+        share = max(len(kept), 1) / max(len(rows), 1)  # of mixed questions so far
+        n = math.ceil((cfg.questions - len(kept) // cfg.K) / max(share, 0.3))
+        keys = range(drawn, drawn := drawn + n)
+        shuffles = [np.random.default_rng([cfg.seed, key // len(data)]) for key in keys]
+        questions = [data[shuffle.permutation(len(data))[key % len(data)]]
+                     for shuffle, key in zip(shuffles, keys)]
+        rows += rollout(model, tokenizer, questions, keys, cfg.K, cfg, seed=2 * cfg.seed,
+                        temperature=cfg.temperature)
+        kept = [row for row in rows if 0 < row.r_hat < 1 or not mixed_only][:cfg.questions * cfg.K]
+        if len(kept) == cfg.questions * cfg.K:
+            break
+    tokens, acc = sum(len(row.a.tokens) for row in rows), np.mean([row.r for row in rows])
+    if not kept:
+        raise RunError(f"none of {len(rows) // cfg.K} questions in {rounds} rounds got both right "
+                       f"and wrong answers (accuracy {acc:.1%}): there is nothing to learn from")
+    return kept, dict(
+        drawn=drawn, acc=acc, kept_frac=np.mean([0 < row.r_hat < 1 for row in rows]),
+        r_hat=np.mean([row.r_hat for row in kept]), length=tokens / len(rows),
+        truncated_frac=np.mean([not row.a.finished for row in rows]),
+        entropy=-sum(sum(row.a.logps) for row in rows) / tokens,  # E[-log p], tokens drawn from p
+        sample_tokens_per_s=tokens / (time.time() - began))
+
+def micro_batches(rows: list[Row], cfg: Config):
+    """The rows, longest first, in batches of micro_tokens with padding."""
+    rows = sorted(rows, key=lambda row: -len(row.q.tokens + row.a.tokens))
+    while rows:
+        n = max(1, cfg.micro_tokens // len(rows[0].q.tokens + rows[0].a.tokens))
+        yield rows[:n]
+        rows = rows[n:]
+
+def update(model, optimizer, rows: list[Row], cfg: Config, vocab: int) -> dict[str, float]:
+    """Lines 10-16: one optimiser step on each minibatch of questions -> metrics. The loss is its
+    sum over tokens / answer tokens of the minibatch: the same for any micro-batches.
+    Raises RunError before a step that is not finite."""
+    began, log, norms = time.time(), [], []
+    loss_fn, fixed, _ = ALGORITHMS[cfg.algo]
+    settings = {name: vars(cfg).get(name) for name in loss_fn.__kwdefaults__} | fixed
+
+    def score(part):
+        prompts, answers = [row.q.tokens for row in part], [row.a.tokens for row in part]
+        with torch.autocast(model.device.type, torch.bfloat16, cfg.dtype == "bfloat16"):
+            return token_logps(model, prompts, answers, temperature=cfg.temperature, vocab=vocab)
+
+    def old_logps(part):  # the sampler's own; in bf16 these are too rough, and are scored again
+        if cfg.dtype == "bfloat16":
+            return score(part)[0]
+        logps = [torch.tensor(row.a.logps, dtype=model.dtype) for row in part]
+        return pad_sequence(logps, True).to(model.device)
+    size = cfg.K * math.ceil(len(rows) / cfg.K / cfg.minibatches)
+    minibatches = [rows[at:at + size] for at in range(0, len(rows), size)]
+    with torch.no_grad():  # before the first step, while the model is pi_old
+        batches = [[(part, old_logps(part)) for part in micro_batches(batch, cfg)]
+                   for batch in minibatches]
+    for minibatch, parts in zip(minibatches, batches):
+        n_tokens = sum(len(row.a.tokens) for row in minibatch)
+        optimizer.zero_grad()
+        for part, logp_old in parts:
+            logp, mask = score(part)
+            r, r_hat = logp.new_tensor([(row.r, row.r_hat) for row in part]).split(1, dim=1)
+            loss_sum, stats = loss_fn(logp, logp_old, r, r_hat, mask, **settings)
+            (loss_sum / n_tokens).backward()
+            log.append([loss_sum.item(), (stats["R"] * mask).sum().item(),
+                        stats["floored"].sum().item(), stats["R"].max().item()])
+        norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip).item())
+        if not math.isfinite(norms[-1]):
+            raise RunError(f"the gradient's norm is {norms[-1]}: stopped before the step")
+        optimizer.step()
+    log, tokens = np.array(log), sum(len(row.a.tokens) for row in rows)
+    loss, R_mean, floored_frac = log[:, :3].sum(0) / tokens
+    return dict(loss=loss, R_mean=R_mean, R_max=log[:, 3].max(), floored_frac=floored_frac,
+                grad_norm=np.mean(norms), train_tokens_per_s=tokens / (time.time() - began))
+
+# ---------------------------------------------------------------- evaluation, files, main
+def append(path: Path, rows: list[dict]) -> None:
+    """Add rows to a file of JSON lines."""
+    with path.open("a") as file:
+        file.writelines(json.dumps(row, default=float) + "\n" for row in rows)
+
+def samples(rows: list[Row], **where) -> list[dict]:
+    """Rows in the form `python verify.py` reads."""
+    return [where | dict(question=row.q.prompt, answer=row.q.answer, response=row.text, r=row.r)
+            for row in rows]
+
+def evaluate(model, tokenizer, sets: dict, cfg: Config, out: Path, iteration: int) -> None:
+    """Print and log avg@k, the mean verdict, and pass@k, the share of questions got right once."""
+    for name, questions in sets.items():
+        rows = rollout(model, tokenizer, questions, range(len(questions)), cfg.eval_k, cfg,
+                       seed=2 * cfg.seed + 1,  # never the numbers that training draws with
+                       temperature=cfg.eval_temperature, top_p=cfg.eval_top_p)
+        result = {"iteration": iteration, "name": name, "n": len(questions), "k": cfg.eval_k,
+                  "avg": np.mean([row.r for row in rows]),
+                  "pass": np.mean([row.r_hat > 0 for row in rows])}
+        append(out / "eval.jsonl", [result])
+        append(out / "samples.jsonl", samples(rows[:32], iteration=iteration, set=name))
+        tqdm.write("after iteration {iteration}: {name}, {n} questions, avg@{k} {avg:.1%}, "
+                   "pass@{k} {pass:.1%}".format(**result))
+
+def open_run(cfg: Config) -> Path:
+    """The folder --out, with config.json. Raises RunError if it holds a run of other settings."""
+    out, config = Path(cfg.out), asdict(cfg)
+    old = json.loads(file.read_text()) if (file := out / "config.json").exists() else config
+    other = {name for name in config if config[name] != old.get(name)}
+    if other := sorted(other - {"out", "iterations", "save_every"}):  # these may change
+        raise RunError(f"--out {out} holds a run with other settings of {', '.join(other)}")
+    out.mkdir(parents=True, exist_ok=True)
+    config |= {"torch": torch.__version__, "transformers": transformers.__version__,
+               "git": subprocess.getoutput(f"git -C '{Path(__file__).parent}' rev-parse HEAD")}
+    file.write_text(json.dumps(config, indent=1))
+    return out
+
+def save(out: Path, model, optimizer, iteration: int) -> None:
+    """Write a checkpoint aside, then rename it: a kill leaves the last good one. Two are kept."""
+    weights, moments = get_state_dict(model, optimizer)
+    path = out / "checkpoint" / f"{iteration:06d}"
+    part = path.with_suffix(".part")
+    dcp.save({"model": weights, "optimizer": moments}, checkpoint_id=part, no_dist=True)
+    part.rename(path)
+    for old in sorted(path.parent.glob("??????"))[:-2]:
+        shutil.rmtree(old)
+
+def resume(out: Path, model, optimizer) -> tuple[int, int]:
+    """Load the last checkpoint, if any -> iteration, questions drawn. Forgets rows that follow."""
+    iteration, drawn = 0, 0
+    for found in sorted((out / "checkpoint").glob("??????"))[-1:]:
+        weights, moments = get_state_dict(model, optimizer)
+        dcp.load({"model": weights, "optimizer": moments}, checkpoint_id=found, no_dist=True)
+        set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=moments)
+        iteration = int(found.name)
+    for path in out.glob("*.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        rows = [row for row in rows if iteration and row["iteration"] <= iteration]
+        drawn = rows[-1].get("drawn", drawn) if rows else drawn
+        path.unlink()
+        append(path, rows)
+    return iteration, drawn
+
+def report(out: Path) -> None:
+    """Print the table of evaluations and draw curves.png."""
+    evals, rows = (pd.read_json(out / f"{name}.jsonl", lines=True) for name in ("eval", "metrics"))
+    print(evals.to_string(index=False, float_format="{:.3f}".format))
+    names = ["acc", "kept_frac", "entropy", "length", "R_max", "grad_norm"]
+    axes = rows.plot(x="iteration", y=names, subplots=True, layout=(2, 3), figsize=(14, 7))
+    for name, rows in evals.groupby("name"):
+        rows.plot(x="iteration", y=["avg", "pass"], ax=axes[0, 0], marker="o",
+                  label=[f"{name} avg", f"{name} pass"])
+    axes[0, 0].figure.savefig(out / "curves.png", dpi=120)
+
+def train(cfg: Config) -> None:
+    """Algorithm 1, with an evaluation before, during and after it."""
+    model, tokenizer = load_model(cfg)
+    named = [part.rpartition("=")[::2] for part in cfg.eval.split(",")]
+    sets = {name or Path(path).stem: load_questions(path, tokenizer, cfg) for name, path in named}
+    if cfg.eval_only:
+        return evaluate(model, tokenizer, sets, cfg, open_run(cfg), iteration=0)
+    data, out = load_questions(cfg.train, tokenizer, cfg), open_run(cfg)
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=cfg.weight_decay)
+    done, drawn = resume(out, model, optimizer)
+    if done == 0:
+        evaluate(model, tokenizer, sets, cfg, out, iteration=0)
+    for iteration in (bar := tqdm(range(done + 1, cfg.iterations + 1))):
+        began, lr = time.time(), cfg.lr * min(1, iteration / max(1, cfg.warmup))
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        rows, metrics = collect(model, tokenizer, data, cfg, drawn)
+        metrics |= update(model, optimizer, rows, cfg, len(tokenizer))  # the new model is pi_old
+        metrics = {"iteration": iteration, **metrics, "lr": lr, "seconds": time.time() - began}
+        append(out / "metrics.jsonl", [metrics])
+        append(out / "samples.jsonl", samples(rows[:4], iteration=iteration, set="train"))
+        bar.set_postfix({name: f"{metrics[name]:.3g}" for name in
+                         ("acc", "kept_frac", "entropy", "sample_tokens_per_s")})
+        drawn, last = metrics["drawn"], iteration == cfg.iterations
+        if last or cfg.eval_every and iteration % cfg.eval_every == 0:
+            evaluate(model, tokenizer, sets, cfg, out, iteration)
+        if last or iteration % cfg.save_every == 0:
+            save(out, model, optimizer, iteration)
+    model.save_pretrained(out / "final")
+    tokenizer.save_pretrained(out / "final")
+    report(out)
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the flags; what one sentence explains ends in that sentence and exit status 1."""
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        train(parse_args(argv))
+    except (RunError, OSError) as error:  # OSError: a full disk, a folder that cannot be made
+        sys.exit(f"nft.py: {error}")
+
+if __name__ == "__main__":
+    main()
