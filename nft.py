@@ -2,30 +2,23 @@
 
 A model answers a question K times and a verifier calls each answer right (r = 1) or wrong (r = 0).
 With r_hat the mean verdict, Bayes splits the policy that gave the answers (Eq 7):
-
     r_hat pi+ + (1 - r_hat) pi- = pi_old,  so  pi_theta- := (pi_old - r_hat pi_theta+) / (1 - r_hat)
-
 is an *implicit* negative policy made of pi_theta+, the very network being trained: fitting it to
 wrong answers by maximum likelihood trains pi_theta+. With token ratios R = pi_theta+ / pi_old the
 whole method is one supervised loss (Eq 10):
-
     R_neg = (1 - r_hat R) / (1 - r_hat)
     loss  = - sum_{q,a} omega(q) sum_t [ r log R + (1 - r) log max_v(R_neg, eps) ]
-
 On-policy (R = 1) its gradient is GRPO's or Dr. GRPO's, as omega says (test_equivalence.py), and its
-value is 0 whatever the answers: a loss near 0 is no sign of trouble.
-
+value is 0 whatever the answers: a loss near 0 is no sign of trouble. To run it:
     python nft.py                                       # the toy: learns arithmetic on a CPU
     python nft.py --eval_only --model DIR --eval FILE   # avg@k and pass@k of any model
     python nft.py --preset 7b                           # Qwen2.5-Math-7B as in the paper
-
-Glossary: q question, a answer, r verdict, r_hat mean verdict of the K answers to q, logp log-prob
-of a token under pi_theta+, logp_old under pi_old, omega weight of q, eps floor of R_neg, mask 1 on
+Glossary: q question, a answer, r verdict, r_hat mean of r over the K answers to q, logp log-prob of
+a token under pi_theta+, logp_old under pi_old, omega weight of q, eps floor of R_neg, mask 1 on
 answer tokens (EOS included); B answers, T tokens of the longest, V vocabulary.
 """
 import json
 import math
-import shutil
 import subprocess
 import sys
 import time
@@ -37,12 +30,9 @@ import datasets
 import numpy as np
 import pandas as pd
 import torch
-import torch.distributed.checkpoint as dcp
 import transformers
 from torch import Tensor
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 from verify import check_gold, extract_answer, grade
@@ -61,11 +51,9 @@ def prompt_weight(r_hat: Tensor, omega: str) -> Tensor:
 def nft_loss(logp: Tensor, logp_old: Tensor, r: Tensor, r_hat: Tensor, mask: Tensor, *,
              omega: str = "dr_grpo", eps: float = 1.0, neg_weight: float = 1.0):
     """Eq 10, summed over tokens: the caller divides by the tokens of the whole optimiser step.
-
     logp, logp_old, mask (B, T); r, r_hat (B, 1), r_hat the mean verdict of the row's question.
     neg_weight scales the negative term: 1 is NFT, 0 is RFT. Returns loss_sum and, detached, stats
-    (B, T): R, and whether the floor holds a token. Raises ValueError unless 0 < r_hat < 1.
-    """
+    (B, T): R, and whether the floor holds a token. Raises ValueError unless 0 < r_hat < 1."""
     if not ((r_hat > 0) & (r_hat < 1)).all():
         raise ValueError("nft_loss needs 0 < r_hat < 1: drop questions all right or all wrong")
     log_R = torch.where(mask > 0, logp - logp_old, 0.0)
@@ -143,10 +131,9 @@ class Config:
     def __post_init__(self):
         self.omega = self.omega or ("one" if self.algo == "rft" else "dr_grpo")
         self.out = self.out or f"runs/{self.preset}-{self.algo}-{self.seed}"
-        least = dict(K=2, iterations=1, questions=1, minibatches=1, max_prompt=1, max_new=1, eval_k=1,
-                     eps=1e-6, lr=0, warmup=0, grad_clip=1e-6, eval_every=0, save_every=1, seed=0,
-                     sample_rows=1, micro_tokens=1, temperature=0.01, eval_temperature=0)
-        for name, value in least.items():
+        low = dict(K=2, eval_k=1, iterations=1, questions=1, minibatches=1, max_new=1, eps=1e-6, lr=0,
+                   seed=0, save_every=1, micro_tokens=1, temperature=0.01, eval_temperature=0)
+        for name, value in low.items():
             if not getattr(self, name) >= value:
                 raise RunError(f"--{name} is {getattr(self, name)}, it must be {value} or more")
 
@@ -165,8 +152,7 @@ PRESETS = {
 
 def parse_args(argv: list[str] | None) -> Config:
     """Flags over the preset's values over the defaults. Raises RunError, or exits as argparse."""
-    parser = transformers.HfArgumentParser(Config, description=__doc__[:__doc__.find("\n")],
-                                           allow_abbrev=False)
+    parser = transformers.HfArgumentParser(Config, description=__doc__.split("\n")[0])
     parser.set_defaults(**PRESETS[parser.parse_known_args(argv)[0].preset])
     return Config(**vars(parser.parse_args(argv)))
 
@@ -191,20 +177,10 @@ class Question:
     answer: str
     tokens: list[int] = field(default_factory=list)  # the prompt as the model reads it
 
-def encode(tokenizer, prompt: list[dict] | str, instruction: str = "") -> list[int]:
-    """Tokens of the prompt in the model's chat template, of the bare text where there is none."""
-    if isinstance(prompt, str):
-        prompt = [{"role": "user", "content": prompt + instruction}]
-    if tokenizer.chat_template:
-        return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
-    return tokenizer("\n\n".join(message["content"] for message in prompt))["input_ids"]
-
 def load_questions(path: str, tokenizer=None, cfg: Config | None = None) -> list[Question]:
     """Questions of a .jsonl, .json or .parquet file, or of HUB_ID[:SPLIT]; RunError names the row.
-
     A gold answer may be bare, follow GSM8K's ####, or stand in the \\boxed{} of a worked solution.
-    With a tokenizer prompts become tokens, and those longer than cfg.max_prompt go, with a count.
-    """
+    With a tokenizer: as tokens, and those above cfg.max_prompt dropped with a count."""
     kind = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}.get(Path(path).suffix)
     name, split = (kind, "") if kind else path.partition(":")[::2]
     files, where, questions = {"data_files": path} if kind else {}, path, []
@@ -225,29 +201,32 @@ def load_questions(path: str, tokenizer=None, cfg: Config | None = None) -> list
         raise RunError(f"{where}: {error.__cause__ or str(error) or 'no rows'}") from error
     fit = [q for q in questions if not tokenizer or len(q.tokens) <= cfg.max_prompt]
     if len(fit) < len(questions):
-        print(f"{path}: {len(questions) - len(fit)} of {len(questions)} questions dropped, their "
-              f"prompts are longer than --max_prompt {cfg.max_prompt} tokens")
+        print(f"{path}: {len(questions) - len(fit)} questions dropped, longer than --max_prompt")
     if not fit:
-        raise RunError(f"{path}: no question is left to work on")
+        raise RunError(f"{path}: no question is left")
     return fit
+
+def encode(tokenizer, prompt: list[dict] | str, instruction: str) -> list[int]:
+    """Tokens of the prompt in the model's chat template, of the bare text where there is none."""
+    if isinstance(prompt, str):
+        prompt = [{"role": "user", "content": prompt + instruction}]
+    if tokenizer.chat_template:
+        return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
+    return tokenizer("\n\n".join(message["content"] for message in prompt))["input_ids"]
 
 # ---------------------------------------------------------------- scoring and sampling
 def log_softmax(logits: Tensor, temperature: float) -> Tensor:
-    """In fp32 at least: bf16 is too coarse for log-probs."""
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return (logits / temperature).log_softmax(-1)
+    fp32 = torch.promote_types(logits.dtype, torch.float32)  # at least: bf16 is too coarse
+    return (logits.to(fp32) / temperature).log_softmax(-1)
 
 def token_logps(model, prompts: list[list[int]], answers: list[list[int]], *,
                 temperature: float = 1.0, vocab: int | None = None) -> tuple[Tensor, Tensor]:
     """Log-probs of the answers' tokens by teacher forcing, and mask: both (B, T), 0 on padding.
-
     prompts, answers: B lists of token ids, none empty; ids from `vocab` on do not exist. Padding
-    is on the right, where causal attention cannot see it, so that no attention mask is needed.
-    """
+    is on the right, where causal attention cannot see it, and known by length: pad may be EOS."""
     rows = list(zip(prompts, answers))
     ids = pad_sequence([torch.tensor(p + a) for p, a in rows], True).to(model.device)
-    is_answer = [torch.arange(len(p + a)) >= len(p) for p, a in rows]  # by length: pad may be EOS
-    is_answer = pad_sequence(is_answer, True).to(model.device)
+    is_answer = pad_sequence([torch.arange(len(p + a)) >= len(p) for p, a in rows], True)
     hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
     hidden, target = hidden[:, :-1][is_answer[:, 1:]], ids[is_answer]  # state t - 1 predicts t
     weight = model.get_output_embeddings().weight[:vocab]
@@ -257,7 +236,7 @@ def token_logps(model, prompts: list[list[int]], answers: list[list[int]], *,
         return logp.gather(-1, target[:, None])[:, 0]
     # a chunk of tokens at a time, made anew in backward: logits of all tokens are never held
     chunk = max(128, 2**21 // len(weight))
-    logp = torch.cat([checkpoint(logp_of, h, y, use_reentrant=False)
+    logp = torch.cat([torch.utils.checkpoint.checkpoint(logp_of, h, y, use_reentrant=False)
                       for h, y in zip(hidden.split(chunk), target.split(chunk))])
     logp = logp.split([len(a) for a in answers])
     return pad_sequence(logp, True), pad_sequence([torch.ones_like(row) for row in logp], True)
@@ -268,28 +247,25 @@ class Answer(NamedTuple):
     finished: bool  # ended by EOS, not cut at max_new
 
 def pick(logits: Tensor, u: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
-    """Draw by inverse CDF from softmax(logits / temperature), or from its nucleus top_p.
-
-    logits (B, V), u (B,) uniform in [0, 1) -> tokens, log-probs (B,). Temperature 0 is greedy.
-    """
+    """Draw by inverse CDF from softmax(logits / temperature), or from its nucleus top_p: logits
+    (B, V), u (B,) uniform in [0, 1) -> tokens, log-probs (B,). Temperature 0 is greedy."""
     logp = log_softmax(logits, max(temperature, 1e-6))
     if top_p < 1:
         logp = transformers.TopPLogitsWarper(top_p)(None, logp).log_softmax(-1)
     cdf = logp.exp().cumsum(-1)
+    if not cdf[:, -1].isfinite().all():
+        raise RunError("log-probs are not finite: the model's weights must be broken")
     token = torch.searchsorted(cdf, u.to(cdf)[:, None] * cdf[:, -1:], right=True)
-    token = token.clamp(max=logp.shape[-1] - 1)  # beyond it only if logits are NaN
     return token[:, 0], logp.gather(-1, token)[:, 0]
 
 @torch.no_grad()
 def sample(model, prompts: list[list[int]], K: int, max_new: int, *, eos_ids, temperature=1.0,
            top_p=1.0, seed=0, keys=None, vocab=None) -> list[Answer]:
     """K answers to each prompt, grouped by prompt: len(prompts) * K in all.
-
     The numbers answer k is drawn with depend on (seed, key of its prompt, k) alone: not on batch,
-    order or process. `keys` are the prompts' positions unless given; `vocab` as in token_logps.
-    """
-    keys = range(len(prompts)) if keys is None else keys
-    u = [np.random.default_rng([seed, key]).random((K, max_new), np.float32) for key in keys]
+    order or process. `keys` are the prompts' positions unless given; `vocab` as in token_logps."""
+    u = [np.random.default_rng([seed, key]).random((K, max_new), np.float32)
+         for key in keys or range(len(prompts))]
     u = torch.from_numpy(np.concatenate(u)).to(model.device)
     eos, cache = torch.tensor(sorted(eos_ids), device=u.device), transformers.DynamicCache()
     tokens, logps = torch.zeros_like(u, dtype=torch.long), torch.zeros_like(u, dtype=torch.float64)
@@ -318,8 +294,6 @@ def sample(model, prompts: list[list[int]], K: int, max_new: int, *, eos_ids, te
             live, token, mask = live[going], token[going], mask[going]
         mask = torch.nn.functional.pad(mask, (0, 1), value=1)
         logits = next_logits(token[:, None], mask)
-    if not logps.isfinite().all():
-        raise RunError("the model's log-probs are not finite: its weights must be broken")
     return [Answer(row[:n or max_new], logp[:n or max_new], n > 0)
             for row, logp, n in zip(tokens.tolist(), logps.tolist(), length.tolist())]
 
@@ -356,10 +330,9 @@ def collect(model, tokenizer, data: list[Question], cfg: Config, drawn: int, rou
         n = math.ceil((cfg.questions - len(kept) // cfg.K) / max(share, 0.3))
         keys = range(drawn, drawn := drawn + n)
         shuffles = [np.random.default_rng([cfg.seed, key // len(data)]) for key in keys]
-        questions = [data[shuffle.permutation(len(data))[key % len(data)]]
-                     for shuffle, key in zip(shuffles, keys)]
-        rows += rollout(model, tokenizer, questions, keys, cfg.K, cfg, seed=2 * cfg.seed,
-                        temperature=cfg.temperature)
+        order = [s.permutation(len(data))[key % len(data)] for s, key in zip(shuffles, keys)]
+        rows += rollout(model, tokenizer, [data[i] for i in order], keys, cfg.K, cfg,
+                        seed=2 * cfg.seed, temperature=cfg.temperature)
         kept = [row for row in rows if 0 < row.r_hat < 1 or not mixed_only][:cfg.questions * cfg.K]
         if len(kept) == cfg.questions * cfg.K:
             break
@@ -374,18 +347,9 @@ def collect(model, tokenizer, data: list[Question], cfg: Config, drawn: int, rou
         entropy=-sum(sum(row.a.logps) for row in rows) / tokens,  # E[-log p], tokens drawn from p
         sample_tokens_per_s=tokens / (time.time() - began))
 
-def micro_batches(rows: list[Row], cfg: Config):
-    """The rows, longest first, in batches of micro_tokens with padding."""
-    rows = sorted(rows, key=lambda row: -len(row.q.tokens + row.a.tokens))
-    while rows:
-        n = max(1, cfg.micro_tokens // len(rows[0].q.tokens + rows[0].a.tokens))
-        yield rows[:n]
-        rows = rows[n:]
-
 def update(model, optimizer, rows: list[Row], cfg: Config, vocab: int) -> dict[str, float]:
     """Lines 10-16: one optimiser step on each minibatch of questions -> metrics. The loss is its
-    sum over tokens / answer tokens of the minibatch: the same for any micro-batches.
-    Raises RunError before a step that is not finite."""
+    sum over tokens / answer tokens of the minibatch. RunError before a step that is not finite."""
     began, log, norms = time.time(), [], []
     loss_fn, fixed, _ = ALGORITHMS[cfg.algo]
     settings = {name: vars(cfg).get(name) for name in loss_fn.__kwdefaults__} | fixed
@@ -400,10 +364,17 @@ def update(model, optimizer, rows: list[Row], cfg: Config, vocab: int) -> dict[s
             return score(part)[0]
         logps = [torch.tensor(row.a.logps, dtype=model.dtype) for row in part]
         return pad_sequence(logps, True).to(model.device)
+
+    def micro_batches(batch):  # longest first, micro_tokens with padding each
+        batch = sorted(batch, key=lambda row: -len(row.q.tokens + row.a.tokens))
+        while batch:
+            n = max(1, cfg.micro_tokens // len(batch[0].q.tokens + batch[0].a.tokens))
+            yield batch[:n]
+            batch = batch[n:]
     size = cfg.K * math.ceil(len(rows) / cfg.K / cfg.minibatches)
     minibatches = [rows[at:at + size] for at in range(0, len(rows), size)]
     with torch.no_grad():  # before the first step, while the model is pi_old
-        batches = [[(part, old_logps(part)) for part in micro_batches(batch, cfg)]
+        batches = [[(part, old_logps(part)) for part in micro_batches(batch)]
                    for batch in minibatches]
     for minibatch, parts in zip(minibatches, batches):
         n_tokens = sum(len(row.a.tokens) for row in minibatch)
@@ -430,10 +401,10 @@ def append(path: Path, rows: list[dict]) -> None:
     with path.open("a") as file:
         file.writelines(json.dumps(row, default=float) + "\n" for row in rows)
 
-def samples(rows: list[Row], **where) -> list[dict]:
-    """Rows in the form `python verify.py` reads."""
-    return [where | dict(question=row.q.prompt, answer=row.q.answer, response=row.text, r=row.r)
-            for row in rows]
+def append_samples(out: Path, rows: list[Row], **where) -> None:
+    """Add rows as text, in the form `python verify.py` reads."""
+    append(out / "samples.jsonl", [dict(**where, question=row.q.prompt, answer=row.q.answer,
+                                        response=row.text, r=row.r) for row in rows])
 
 def evaluate(model, tokenizer, sets: dict, cfg: Config, out: Path, iteration: int) -> None:
     """Print and log avg@k, the mean verdict, and pass@k, the share of questions got right once."""
@@ -441,13 +412,12 @@ def evaluate(model, tokenizer, sets: dict, cfg: Config, out: Path, iteration: in
         rows = rollout(model, tokenizer, questions, range(len(questions)), cfg.eval_k, cfg,
                        seed=2 * cfg.seed + 1,  # never the numbers that training draws with
                        temperature=cfg.eval_temperature, top_p=cfg.eval_top_p)
-        result = {"iteration": iteration, "name": name, "n": len(questions), "k": cfg.eval_k,
-                  "avg": np.mean([row.r for row in rows]),
-                  "pass": np.mean([row.r_hat > 0 for row in rows])}
-        append(out / "eval.jsonl", [result])
-        append(out / "samples.jsonl", samples(rows[:32], iteration=iteration, set=name))
-        tqdm.write("after iteration {iteration}: {name}, {n} questions, avg@{k} {avg:.1%}, "
-                   "pass@{k} {pass:.1%}".format(**result))
+        avg, hit = np.mean([row.r for row in rows]), np.mean([row.r_hat > 0 for row in rows])
+        append(out / "eval.jsonl", [{"iteration": iteration, "name": name, "n": len(questions),
+                                     "k": cfg.eval_k, "avg": avg, "pass": hit}])
+        append_samples(out, rows[:32], iteration=iteration, set=name)
+        tqdm.write(f"after iteration {iteration}: {name} avg@{cfg.eval_k} {avg:.1%}, "
+                   f"pass@{cfg.eval_k} {hit:.1%} of {len(questions)} questions")
 
 def open_run(cfg: Config) -> Path:
     """The folder --out, with config.json. Raises RunError if it holds a run of other settings."""
@@ -456,30 +426,26 @@ def open_run(cfg: Config) -> Path:
     other = {name for name in config if config[name] != old.get(name)}
     if other := sorted(other - {"out", "iterations", "save_every"}):  # these may change
         raise RunError(f"--out {out} holds a run with other settings of {', '.join(other)}")
-    out.mkdir(parents=True, exist_ok=True)
+    (out / "checkpoint").mkdir(parents=True, exist_ok=True)
     config |= {"torch": torch.__version__, "transformers": transformers.__version__,
                "git": subprocess.getoutput(f"git -C '{Path(__file__).parent}' rev-parse HEAD")}
     file.write_text(json.dumps(config, indent=1))
     return out
 
 def save(out: Path, model, optimizer, iteration: int) -> None:
-    """Write a checkpoint aside, then rename it: a kill leaves the last good one. Two are kept."""
-    weights, moments = get_state_dict(model, optimizer)
-    path = out / "checkpoint" / f"{iteration:06d}"
-    part = path.with_suffix(".part")
-    dcp.save({"model": weights, "optimizer": moments}, checkpoint_id=part, no_dist=True)
-    part.rename(path)
-    for old in sorted(path.parent.glob("??????"))[:-2]:
-        shutil.rmtree(old)
+    """Write the checkpoint aside, then rename it: a kill at any moment leaves a good one."""
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(),
+                "iteration": iteration}, out / "checkpoint/part")
+    (out / "checkpoint/part").rename(out / "checkpoint/state.pt")
 
 def resume(out: Path, model, optimizer) -> tuple[int, int]:
-    """Load the last checkpoint, if any -> iteration, questions drawn. Forgets rows that follow."""
+    """Load the checkpoint, if any -> iteration, questions drawn. Rows after it are forgotten."""
     iteration, drawn = 0, 0
-    for found in sorted((out / "checkpoint").glob("??????"))[-1:]:
-        weights, moments = get_state_dict(model, optimizer)
-        dcp.load({"model": weights, "optimizer": moments}, checkpoint_id=found, no_dist=True)
-        set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=moments)
-        iteration = int(found.name)
+    if (file := out / "checkpoint/state.pt").exists():
+        state = torch.load(file, map_location=model.device)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        iteration = state["iteration"]
     for path in out.glob("*.jsonl"):
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         rows = [row for row in rows if iteration and row["iteration"] <= iteration]
@@ -492,8 +458,8 @@ def report(out: Path) -> None:
     """Print the table of evaluations and draw curves.png."""
     evals, rows = (pd.read_json(out / f"{name}.jsonl", lines=True) for name in ("eval", "metrics"))
     print(evals.to_string(index=False, float_format="{:.3f}".format))
-    names = ["acc", "kept_frac", "entropy", "length", "R_max", "grad_norm"]
-    axes = rows.plot(x="iteration", y=names, subplots=True, layout=(2, 3), figsize=(14, 7))
+    axes = rows.plot(x="iteration", subplots=True, layout=(2, 3), figsize=(14, 7),
+                     y=["acc", "kept_frac", "entropy", "length", "R_max", "grad_norm"])
     for name, rows in evals.groupby("name"):
         rows.plot(x="iteration", y=["avg", "pass"], ax=axes[0, 0], marker="o",
                   label=[f"{name} avg", f"{name} pass"])
@@ -519,7 +485,7 @@ def train(cfg: Config) -> None:
         metrics |= update(model, optimizer, rows, cfg, len(tokenizer))  # the new model is pi_old
         metrics = {"iteration": iteration, **metrics, "lr": lr, "seconds": time.time() - began}
         append(out / "metrics.jsonl", [metrics])
-        append(out / "samples.jsonl", samples(rows[:4], iteration=iteration, set="train"))
+        append_samples(out, rows[:4], iteration=iteration, set="train")
         bar.set_postfix({name: f"{metrics[name]:.3g}" for name in
                          ("acc", "kept_frac", "entropy", "sample_tokens_per_s")})
         drawn, last = metrics["drawn"], iteration == cfg.iterations
