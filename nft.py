@@ -131,8 +131,8 @@ class Config:
     def __post_init__(self):
         self.omega = self.omega or ("one" if self.algo == "rft" else "dr_grpo")
         self.out = self.out or f"runs/{self.preset}-{self.algo}-{self.seed}"
-        low = dict(K=2, eval_k=1, iterations=1, questions=1, minibatches=1, max_new=1, eps=1e-6, lr=0,
-                   seed=0, save_every=1, micro_tokens=1, temperature=0.01, eval_temperature=0)
+        low = dict(K=2, eval_k=1, iterations=1, questions=1, minibatches=1, max_new=1, eps=1e-6,
+                   lr=0, seed=0, save_every=1, micro_tokens=1, temperature=0.01, eval_temperature=0)
         for name, value in low.items():
             if not getattr(self, name) >= value:
                 raise RunError(f"--{name} is {getattr(self, name)}, it must be {value} or more")
@@ -190,7 +190,7 @@ def load_questions(path: str, tokenizer=None, cfg: Config | None = None) -> list
             row = {column: value for column, value in row.items() if value is not None}
             prompt = next((row[c] for c in ("question", "problem", "prompt") if c in row), None)
             gold = next((row[c] for c in ("answer", "solution", "ground_truth") if c in row), None)
-            if prompt is None or gold is None:
+            if not prompt or gold is None:
                 raise ValueError(f"no question or no answer among the columns {', '.join(row)}")
             gold = str(gold).split("####")[-1].strip()
             gold = extract_answer(gold) or "" if "\\boxed" in gold else gold

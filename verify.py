@@ -179,11 +179,11 @@ def main(path: str) -> None:
     """Grade the rows of a .jsonl file; print the rows judged wrong and the accuracy."""
     n, wrong = 0, []
     try:
-        for n, row in enumerate(map(json.loads, open(path, encoding="utf-8")), 1):
-            if not grade(row["response"], str(row["answer"])):
+        for n, line in enumerate(open(path, encoding="utf-8"), 1):
+            if not grade((row := json.loads(line))["response"], str(row["answer"])):
                 wrong.append(f"row {n}: {extract_answer(row['response'])!s:.80} != {row['answer']}")
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        sys.exit(f"{path}, row {n + 1}: no JSON with a text `response` and an `answer` ({error!r})")
+        sys.exit(f"{path}, row {n}: no JSON with a text `response` and an `answer` ({error!r})")
     print(*wrong, f"{n - len(wrong)} of {n} right", sep="\n")
 
 if __name__ == "__main__":

@@ -1,0 +1,941 @@
+"""Tests of nft.py: the same maths done twice, and each check shown to fail on a broken variant.
+
+`pytest test_nft.py` takes a minute on one thread and needs no network. The world of the tests is a
+random Qwen2 of two layers, with pad = EOS and more rows than its tokenizer has ids, that is asked
+for sums of two digits and has tokens such as \\boxed{3} to answer with: a run there takes a second.
+"""
+import collections
+import dataclasses
+import itertools
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+
+os.environ.update(HF_HUB_OFFLINE="1", MPLBACKEND="Agg")
+
+import datasets
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from torch.nn.utils import parameters_to_vector
+from transformers import (AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM,
+                          PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer)
+
+import nft
+import verify
+
+torch.set_num_threads(1)
+settings.register_profile("nft", deadline=None, derandomize=True)
+settings.load_profile("nft")
+TOY = Path(nft.__file__).parent / "toy"
+EOS, DIGIT, BOX, VOCAB = 0, 1, 9, 14  # ids: EOS, digits 0-4, "+", "=", space, then \boxed{0-4}
+TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}="
+SUMS = [{"question": f"{a}+{b}", "answer": str(a + b)} for a in range(3) for b in range(3)]
+PROMPTS = [[2, 6, 3, 7], [1], [4, 0, 5, 5, 7, 2]]  # of unequal lengths, one with an EOS inside
+ANSWERS = [[9, 0], [3, 8, 2, 2, 0], [12]]
+FIELDS = dataclasses.fields(nft.Config)
+
+# ---------------------------------------------------------------- the world
+def tiny_model(dtype=torch.float64, spread=0.5, seed=0):
+    """A random model: a wide spread of weights makes its predictions far from uniform."""
+    torch.manual_seed(seed)
+    return Qwen2ForCausalLM(Qwen2Config(
+        vocab_size=VOCAB + 6, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, initializer_range=spread, bos_token_id=None,
+        eos_token_id=EOS, pad_token_id=EOS, tie_word_embeddings=False)).to(dtype).eval()
+
+def tiny_tokenizer(chat_template=TEMPLATE):
+    ids = {word: i for i, word in enumerate(["<eos>", *"01234", "+", "=", "Ġ"])}
+    tokenizer = Qwen2Tokenizer(ids, [], eos_token="<eos>", pad_token="<eos>", unk_token="<eos>",
+                               chat_template=chat_template)
+    tokenizer.add_tokens([f"\\boxed{{{digit}}}" for digit in range(5)])
+    return tokenizer
+
+def save_world(folder, model, tokenizer):
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+def write_rows(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+def read_rows(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    """A folder with model/ and sums.jsonl."""
+    folder = tmp_path_factory.mktemp("world")
+    datasets.config.HF_DATASETS_CACHE = folder / "cache"
+    save_world(folder / "model", tiny_model(torch.float32, spread=0.02), tiny_tokenizer())
+    write_rows(folder / "sums.jsonl", *SUMS)
+    return folder
+
+def argv(world, **flags):
+    """Command line of a short run in the world."""
+    flags = dict(model=world / "model", train=world / "sums.jsonl", eval=world / "sums.jsonl",
+                 iterations=4, questions=4, K=6, minibatches=2, max_new=12, lr=0.01, warmup=2,
+                 eval_every=2, eval_k=3, save_every=2, out=world / "unused") | flags
+    return [str(part) for name, value in flags.items() for part in (f"--{name}", value)]
+
+def ready(world, **flags):
+    cfg = nft.parse_args(argv(world, **flags))
+    model, tokenizer = nft.load_model(cfg)
+    return cfg, model, tokenizer, nft.load_questions(cfg.train, tokenizer, cfg)
+
+# ---------------------------------------------------------------- the method
+BROKEN_FLOORS = {
+    "maximum": lambda x, eps: torch.maximum(x, torch.full_like(x, eps)),  # halves the tie
+    "where": lambda x, eps: torch.where(x > eps, x, eps),  # drops it
+    "clamp": lambda x, eps: x.clamp(min=eps),  # no gradient below it
+}
+R_GRID = [0.01, 0.3, 0.79, 0.81, 0.99, 1.0, 1.01, 1.19, 1.21, 1.5, 3.0, 40.0]
+R_HAT_GRID = [1 / 16, 0.25, 0.5, 0.75, 15 / 16]
+both_losses = pytest.mark.parametrize("loss", [nft.nft_loss, nft.grpo_loss])
+
+def nft_coefficient(R, r, r_hat, *, omega="dr_grpo", eps=1.0, neg_weight=1.0):
+    """Proposition 4.1: what multiplies grad logp of a token in NFT's ascent direction."""
+    weight = {"one": 1, "dr_grpo": 1 - r_hat, "grpo": math.sqrt((1 - r_hat) / r_hat)}[omega]
+    R_neg = (1 - r_hat * R) / (1 - r_hat)
+    return weight if r else -neg_weight * weight * r_hat / (1 - r_hat) * R / max(R_neg, eps)
+
+def grpo_coefficient(R, r, r_hat, *, clip_low=0.2, clip_high=0.2, std=True):
+    """The same of GRPO's clipped surrogate."""
+    advantage = (r - r_hat) / (math.sqrt(r_hat * (1 - r_hat)) if std else 1)
+    return advantage * R if (R < 1 + clip_high if r else R > 1 - clip_low) else 0.0
+
+def differentiate(loss, logp, logp_old, r, r_hat, mask=None, **settings):
+    """Value, gradient on logp and stats of a loss on lists of numbers or tensors."""
+    logp, *rest = (torch.as_tensor(each).detach().clone() for each in (logp, logp_old, r, r_hat))
+    mask = torch.ones_like(logp) if mask is None else mask
+    value, stats = loss(logp.requires_grad_(), *rest, mask, **settings)
+    value.backward()
+    return value.detach(), logp.grad, stats
+
+def grid(ratios):
+    """All (R, r, r_hat), and logp, logp_old, r, r_hat with one of them a row."""
+    cells = list(itertools.product(ratios, (0, 1), R_HAT_GRID))
+    R, r, r_hat = torch.tensor(cells, dtype=torch.float64).split(1, dim=1)
+    logp_old = torch.linspace(-3, -0.1, len(cells), dtype=torch.float64)[:, None]
+    return cells, (logp_old + R.log(), logp_old, r, r_hat)
+
+def check_floor():
+    x = torch.tensor([-2.0, 0.5, 1.0, 1.5], requires_grad=True)
+    y = nft.max_v(x, 1.0)
+    y.sum().backward()
+    assert y.tolist() == [1.0, 1.0, 1.0, 1.5] and x.grad.tolist() == [1.0, 1.0, 1.0, 1.0]
+
+def check_gradients(loss=nft.nft_loss, coefficient=nft_coefficient, **settings):
+    cells, inputs = grid(R_GRID)
+    ours = -differentiate(loss, *inputs, **settings)[1][:, 0]
+    theirs = torch.tensor([coefficient(*cell, **settings) for cell in cells], dtype=torch.float64)
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+def test_max_v_has_the_value_of_the_floor_and_the_gradient_of_x_even_on_the_tie():
+    check_floor()
+
+@pytest.mark.parametrize("broken", BROKEN_FLOORS)
+def test_another_floor_is_caught(broken, monkeypatch):
+    monkeypatch.setattr(nft, "max_v", BROKEN_FLOORS[broken])
+    for check in (check_floor, check_gradients):
+        with pytest.raises(AssertionError):
+            check()
+
+def test_max_v_is_exact_at_huge_x_where_the_formula_taken_literally_is_not():
+    x = torch.tensor([-1e30, 1e30])
+    assert torch.equal(nft.max_v(x, 1.0), torch.tensor([1.0, 1e30]))
+    assert not torch.equal((x.clamp(min=1.0) - x).detach() + x, torch.tensor([1.0, 1e30]))
+
+@pytest.mark.parametrize("omega", ["one", "dr_grpo", "grpo"])
+@pytest.mark.parametrize("eps, neg_weight", [(0.1, 1.0), (0.5, 0.3), (1.0, 1.0)])
+def test_nft_has_the_gradient_of_proposition_4_1(omega, eps, neg_weight):
+    check_gradients(omega=omega, eps=eps, neg_weight=neg_weight)
+
+@pytest.mark.parametrize("std", [True, False])
+@pytest.mark.parametrize("clip_low, clip_high", [(0.2, 0.2), (0.1, 0.28)])
+def test_grpo_has_the_gradient_of_proposition_4_1(std, clip_low, clip_high):
+    clip = dict(clip_low=clip_low, clip_high=clip_high)
+    check_gradients(nft.grpo_loss, grpo_coefficient, std=std, **clip)
+
+@pytest.mark.parametrize("loss, settings, R, r, value", [  # r_hat = 1/4
+    (nft.nft_loss, {}, 2.0, 1, -0.51986039),  # -0.75 ln 2
+    (nft.nft_loss, {"eps": 0.5}, 0.5, 0, -0.11561301),  # -0.75 ln(7/6)
+    (nft.nft_loss, {"eps": 0.5}, 2.0, 0, 0.30409883),  # -0.75 ln(2/3)
+    (nft.nft_loss, {"eps": 0.5}, 3.2, 0, 0.51986039),  # floored: -0.75 ln(1/2)
+    (nft.nft_loss, {}, 2.0, 0, 0.0),  # floored at the default eps = 1
+    (nft.nft_loss, {"eps": 0.5, "omega": "grpo"}, 3.2, 0, 1.20056613),  # sqrt(3) ln 2
+    (nft.nft_loss, {"eps": 0.5, "omega": "one", "neg_weight": 0.5}, 3.2, 0, 0.34657359),
+    (nft.grpo_loss, {}, 2.0, 1, -2.07846097),  # -1.2 sqrt(3): clipped
+    (nft.grpo_loss, {"clip_high": 0.28}, 2.0, 1, -2.21702503),  # -1.28 sqrt(3)
+    (nft.grpo_loss, {}, 0.5, 1, -0.86602540),
+    (nft.grpo_loss, {}, 0.5, 0, 0.46188022),  # 0.8 / sqrt(3): clipped
+    (nft.grpo_loss, {"std": False}, 2.0, 0, 0.5)])
+def test_losses_have_the_values_computed_by_hand(loss, settings, R, r, value):
+    inputs = [[math.log(R) - 1.5]], [[-1.5]], [[float(r)]], [[0.25]]
+    assert differentiate(loss, *inputs, **settings)[0].item() == pytest.approx(value, abs=1e-6)
+
+@both_losses
+def test_value_and_gradient_are_finite_in_fp32_at_any_ratio(loss):
+    log_ratios = (-1000.0, -100.0, -50.0, 0.0, 1.0, 50.0, 100.0, 1000.0)  # r_hat R > 1 included
+    for log_R, r, r_hat in itertools.product(log_ratios, (0.0, 1.0), R_HAT_GRID):
+        value, grad, _ = differentiate(loss, [[log_R - 2]], [[-2.0]], [[r]], [[r_hat]])
+        assert value.isfinite() and grad.isfinite().all(), (log_R, r, r_hat)
+    assert not torch.tensor(-1000.0).exp().log().isfinite()  # the official code's form of log R
+
+@both_losses
+@pytest.mark.parametrize("garbage", [math.inf, -math.inf, math.nan, 1e30])
+def test_garbage_on_padding_reaches_neither_value_nor_gradient_nor_stats(loss, garbage):
+    r, r_hat, mask = [[1.0], [0.0]], [[0.5], [0.5]], torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    (value, grad, stats), clean = (
+        differentiate(loss, [[-1.0, x], [-2.0, x]], [[-1.1, -x], [-1.8, 0.0]], r, r_hat, mask)
+        for x in (garbage, 0.0))
+    assert value == clean[0] and torch.equal(grad, clean[1]) and not grad[:, 1].any()
+    assert all(torch.equal(stats[name] * mask, clean[2][name] * mask) for name in stats)
+
+@pytest.mark.parametrize("r_hat", [0.0, 1.0, -0.5, 1.5, math.nan])
+def test_nft_loss_refuses_a_question_that_is_not_mixed(r_hat):
+    with pytest.raises(ValueError, match="r_hat"):
+        differentiate(nft.nft_loss, [[-1.0]], [[-1.0]], [[1.0]], [[r_hat]])
+
+@pytest.mark.parametrize("std", [True, False])
+def test_grpo_of_a_question_that_is_not_mixed_is_zero(std):
+    value, grad, _ = differentiate(nft.grpo_loss, [[-1.0], [-2.0]], [[-1.5], [-1.5]],
+                                   [[0.0], [1.0]], [[0.0], [1.0]], std=std)
+    assert value == 0 and not grad.any()
+
+@pytest.mark.parametrize("omega", ["one", "dr_grpo", "grpo"])
+def test_on_policy_the_nft_loss_is_zero_and_its_gradient_is_not(omega):
+    value, grad, _ = differentiate(nft.nft_loss, *grid([1.0])[1], omega=omega)
+    assert value == 0 and (grad != 0).all()
+
+def test_rft_is_plain_likelihood_on_right_answers():
+    _, (logp, logp_old, r, r_hat) = grid(R_GRID)
+    value, grad, _ = differentiate(nft.nft_loss, logp, logp_old, r, r_hat,
+                                   omega="one", neg_weight=0.0)
+    torch.testing.assert_close((value, grad), (-(r * (logp - logp_old)).sum(), -r))
+
+def test_stats_are_detached_and_tell_the_ratio_and_the_floored_tokens():
+    logp = torch.tensor([[0.5, 1.5, 1.0], [0.5, 1.5, 1.0]]).log().requires_grad_()
+    mask = torch.tensor([[1.0, 1, 1], [1, 1, 0]])
+    r, r_hat = torch.tensor([[1.0], [0.0]]), torch.full((2, 1), 0.5)
+    stats = nft.nft_loss(logp, torch.zeros(2, 3), r, r_hat, mask, eps=0.9)[1]
+    torch.testing.assert_close(stats["R"] * mask, torch.tensor([[0.5, 1.5, 1], [0.5, 1.5, 0]]))
+    assert stats["floored"].float().tolist() == [[0, 0, 0], [0, 1, 0]]
+    assert not any(stat.requires_grad for stat in stats.values())
+
+# ---------------------------------------------------------------- scoring
+def naive_logps(model, prompt, answer, temperature=1.0, vocab=None):
+    """Log-probs of an answer's tokens: one row, all logits."""
+    logits = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1:-1, :vocab]
+    return (logits / temperature).log_softmax(-1)[range(len(answer)), answer]
+
+@pytest.mark.parametrize("temperature, vocab", [(1.0, None), (0.6, None), (1.3, VOCAB)])
+def test_token_logps_and_their_gradient_are_those_of_single_rows_and_all_logits(temperature, vocab):
+    model, how = tiny_model(), dict(temperature=temperature, vocab=vocab)
+    logp, mask = nft.token_logps(model, PROMPTS, ANSWERS, **how)
+    assert mask.tolist() == [[1, 1, 0, 0, 0], [1, 1, 1, 1, 1], [1, 0, 0, 0, 0]]
+    assert not logp[mask == 0].any()
+    ours = logp[mask > 0]
+    theirs = torch.cat([naive_logps(model, p, a, **how) for p, a in zip(PROMPTS, ANSWERS)])
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+    weights = torch.randn(len(ours), dtype=torch.float64)
+    torch.testing.assert_close(*(torch.autograd.grad((weights * each).sum(), model.parameters())
+                                 for each in (ours, theirs)), rtol=1e-9, atol=1e-12)
+    other = nft.token_logps(model, PROMPTS, ANSWERS, temperature=0.9, vocab=VOCAB)[0]
+    assert (other - logp).abs().max() > 0.01  # so a wrong setting would have shown
+
+def test_eos_is_trained_and_the_prompt_is_not_though_pad_is_eos():
+    model, states = tiny_model(), []
+    model.base_model.register_forward_hook(lambda *call: states.append(call[2].last_hidden_state))
+    logp, _ = nft.token_logps(model, [[3, EOS, 4], [5]], [[6, EOS], [7, EOS, 8, EOS]])
+    trained = torch.autograd.grad(logp.sum(), states[0])[0].abs().sum(-1) > 0
+    assert trained.tolist() == [[False, False, True, True, False],  # a state makes the next token
+                                [True, True, True, True, False]]
+
+# ---------------------------------------------------------------- sampler
+HOW = dict(eos_ids=[EOS], temperature=0.7, vocab=VOCAB)
+
+def same_answers(ours, theirs):
+    return len(ours) == len(theirs) and all(
+        (a.tokens, a.finished) == (b.tokens, b.finished)
+        and a.logps == pytest.approx(b.logps, abs=1e-10) for a, b in zip(ours, theirs))
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-10)])
+def test_the_samplers_log_probs_are_token_logps(dtype, tolerance):
+    model = tiny_model(dtype)
+    answers = nft.sample(model, PROMPTS, 8, 16, **HOW)
+    sampled = torch.tensor(sum((a.logps for a in answers), []), dtype=dtype)
+    def difference(**how):
+        prompts = [prompt for prompt in PROMPTS for _ in range(8)]
+        logp, mask = nft.token_logps(model, prompts, [a.tokens for a in answers], **how)
+        return (logp[mask > 0] - sampled).abs().max()
+    assert difference(temperature=0.7, vocab=VOCAB) < tolerance
+    assert difference(temperature=1.0, vocab=VOCAB) > 0.01 < difference(temperature=0.7)
+
+def nucleus(p, top_p):
+    """The smallest set of most probable tokens that holds top_p, made to sum to 1."""
+    kept, total = {}, 0.0
+    for token in sorted(range(len(p)), key=lambda token: -p[token]):
+        if total < top_p:
+            kept[token], total = p[token], total + p[token]
+    return {token: q / total for token, q in kept.items()}
+
+def two_tokens(model, prompt, temperature, top_p):
+    """Exact probabilities of the first two tokens of an answer, (EOS, None) where it ends."""
+    def step(prefix):
+        logits = model(torch.tensor([prefix])).logits[0, -1, :VOCAB]
+        return nucleus((logits / temperature).softmax(-1).tolist(), top_p)
+    return {(a, b): p * q for a, p in step(prompt).items()
+            for b, q in (step(prompt + [a]) if a != EOS else {None: 1.0}).items()}
+
+def p_value(outcomes, expected):
+    """Of Pearson's chi-square; rare and impossible outcomes share one cell."""
+    n, counts = len(outcomes), collections.Counter(outcomes)
+    common = [cell for cell in expected if n * expected[cell] >= 10]
+    observed = torch.tensor([counts[cell] for cell in common])
+    theory = torch.tensor([n * expected[cell] for cell in common])
+    rest = n - observed.sum(), max(n - theory.sum(), 1e-3)
+    statistic = ((observed - theory) ** 2 / theory).sum() + (rest[0] - rest[1]) ** 2 / rest[1]
+    return torch.special.gammaincc(torch.tensor(len(common) / 2), statistic / 2).item()
+
+@pytest.mark.parametrize("top_p", [1.0, 0.8])
+def test_sampled_frequencies_are_the_models_probabilities(top_p, monkeypatch):
+    model, prompt = tiny_model(torch.float32, spread=0.3), PROMPTS[0]
+    def p_values(temperature=0.7, expected_top_p=top_p):
+        answers = nft.sample(model, [prompt], 20_000, 2, **HOW, top_p=top_p, seed=1)
+        pairs = two_tokens(model, prompt, temperature, expected_top_p)
+        firsts = collections.Counter()
+        for (token, _), p in pairs.items():
+            firsts[token] += p
+        return (p_value([a.tokens[0] for a in answers], firsts),
+                p_value([(*a.tokens, None)[:2] for a in answers], pairs))
+    assert min(p_values()) > 0.01
+    assert max(p_values(temperature=0.8)) < 1e-6 > max(p_values(expected_top_p=0.9))
+    pick = nft.pick
+    monkeypatch.setattr(nft, "pick", lambda logits, u, *how: pick(logits, u.square(), *how))
+    assert max(p_values()) < 1e-6
+
+def test_a_token_without_probability_is_never_drawn():
+    logits = torch.tensor([[-math.inf, 0.0, -math.inf, 0.0, -math.inf]]).repeat(3, 1)
+    token, logp = nft.pick(logits, torch.tensor([0.0, 0.5, 1 - 2**-24]), 1.0, 1.0)
+    assert token.tolist() == [1, 3, 3] and logp.tolist() == pytest.approx([math.log(0.5)] * 3)
+
+def test_an_answer_depends_on_seed_key_and_k_alone_not_on_the_batch_or_its_order():
+    model, keys = tiny_model(), [7, 3, 11]
+    answers = nft.sample(model, PROMPTS, 6, 12, **HOW, keys=keys)
+    assert len({len(a.tokens) for a in answers}) > 4 and len({a.finished for a in answers}) == 2
+    singles = [nft.sample(model, [prompt], 6, 12, **HOW, keys=[key])
+               for prompt, key in zip(PROMPTS, keys)]
+    assert same_answers(answers, sum(singles, []))
+    backwards = nft.sample(model, PROMPTS[::-1], 6, 12, **HOW, keys=keys[::-1])
+    assert same_answers(answers, backwards[12:] + backwards[6:12] + backwards[:6])
+    assert same_answers(answers[:2], nft.sample(model, PROMPTS, 2, 12, **HOW, keys=keys)[:2])
+    for other in (dict(keys=keys, seed=1), dict(keys=keys[::-1]), {}):
+        assert not same_answers(answers, nft.sample(model, PROMPTS, 6, 12, **HOW, **other))
+
+def test_dropping_finished_rows_changes_nothing():
+    model = tiny_model()
+    endless = nft.sample(model, PROMPTS, 6, 12, **HOW | {"eos_ids": [999]})  # nothing ever ends
+    ends = [(a.tokens + [EOS]).index(EOS) + 1 for a in endless]
+    assert min(ends) < 4 and max(ends) > 12 and not any(a.finished for a in endless)
+    cut = [nft.Answer(a.tokens[:n], a.logps[:n], n <= 12) for a, n in zip(endless, ends)]
+    assert same_answers(nft.sample(model, PROMPTS, 6, 12, **HOW), cut)
+
+def test_each_of_several_eos_ids_ends_an_answer_and_one_cut_at_max_new_is_not_finished():
+    several = {EOS, 5, 12}
+    for eos in (several, {EOS}):
+        answers = nft.sample(tiny_model(), PROMPTS, 40, 6, **HOW | {"eos_ids": sorted(eos)})
+        inside = {token for a in answers for token in a.tokens[:-1]}
+        assert all(a.finished == (a.tokens[-1] in eos) for a in answers) and not inside & eos
+        assert all(a.finished or len(a.tokens) == 6 for a in answers)
+        assert all(len(a.tokens) == len(a.logps) <= 6 for a in answers)
+        assert {a.finished for a in answers} == {True, False}
+    assert inside & several  # the others do not end an answer where only EOS does
+
+def test_the_eos_ids_are_those_of_generation_config_and_tokenizer(world, tmp_path):
+    model = tiny_model(torch.float32)
+    model.generation_config.eos_token_id = [5, 12]
+    save_world(tmp_path, model, tiny_tokenizer())
+    assert set(ready(world, model=tmp_path)[1].generation_config.eos_token_id) == {EOS, 5, 12}
+
+def test_temperature_zero_is_the_greedy_generate_of_transformers():
+    model = tiny_model()
+    answers = nft.sample(model, PROMPTS, 2, 10, eos_ids=[EOS], temperature=0)
+    for prompt, pair in zip(PROMPTS, (answers[:2], answers[2:4], answers[4:])):
+        theirs = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=10)
+        assert [a.tokens for a in pair] == [theirs[0, len(prompt):].tolist()] * 2
+
+# ---------------------------------------------------------------- questions
+CHAT = [{"role": "user", "content": "1+1"}]
+
+@pytest.mark.parametrize("row, prompt, gold", [
+    ({"question": "1+1", "answer": "2"}, "1+1", "2"),
+    ({"question": "1-1", "answer": 0}, "1-1", "0"),
+    ({"question": "1+1", "answer": "1 and 1 <<1+1=2>> is\n#### 2"}, "1+1", "2"),
+    ({"problem": "1+1", "solution": "So \\boxed{\\frac{4}{2}}."}, "1+1", "\\frac{4}{2}"),
+    ({"problem": "1+1", "solution": "See \\boxed{3}.", "answer": "2"}, "1+1", "2"),
+    ({"prompt": CHAT, "answer": "2"}, CHAT, "2"),
+    ({"prompt": CHAT, "reward_model": {"ground_truth": "2"}, "data_source": "x"}, CHAT, "2")])
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
+def test_load_questions_finds_columns_and_gold(world, tmp_path, row, prompt, gold, suffix):
+    path = tmp_path / f"file{suffix}"
+    if suffix == ".parquet":
+        pd.DataFrame([row, row]).to_parquet(path)
+    else:
+        path.write_text(json.dumps([row, row]) if suffix == ".json" else f"{json.dumps(row)}\n" * 2)
+    questions = nft.load_questions(str(path))
+    assert [(q.prompt, q.answer) for q in questions] == [(prompt, gold)] * 2
+
+def test_prompts_are_templated_or_bare_and_long_ones_are_dropped_and_counted(
+        world, tmp_path, capsys):
+    path = write_rows(tmp_path / "q.jsonl", *SUMS[:2], {"question": "1+1+1", "answer": "3"},
+                      {"question": "2", "answer": "2"})
+    cfg = nft.parse_args(["--instruction", "=", "--max_prompt", "5"])
+    for template, tail in ((TEMPLATE, [7]), (None, [])):
+        questions = nft.load_questions(str(path), tiny_tokenizer(template), cfg)
+        bare = [[1, 6, 1, 7], [1, 6, 2, 7], [3, 7]]  # with the instruction
+        assert [q.tokens for q in questions] == [tokens + tail for tokens in bare]
+        assert re.search(r"q.jsonl: 1 .*dropped", capsys.readouterr().out)
+
+# ---------------------------------------------------------------- collection
+@pytest.fixture
+def script(monkeypatch):
+    """In place of the sampler: right when asked 0+b, half right for 1+b, wrong for 2+b."""
+    asked = []
+    def sample(model, prompts, K, max_new, **how):
+        asked.extend(tuple(prompt) for prompt in prompts)
+        values = [a + b - 2 * DIGIT + (a == DIGIT + 2 or a == DIGIT + 1 and k % 2)
+                  for a, _, b, _ in prompts for k in range(K)]
+        return [nft.Answer([BOX + value % 5, EOS], [-0.5, -1.5], True) for value in values]
+    monkeypatch.setattr(nft, "sample", sample)
+    return asked
+
+@pytest.mark.parametrize("algo", nft.ALGORITHMS)
+def test_collect_keeps_mixed_questions_or_for_grpo_and_dr_grpo_all_as_drawn(world, script, algo):
+    cfg, *rest = ready(world, algo=algo, questions=9)
+    rows, metrics = nft.collect(*rest, cfg, 0)
+    all_as_drawn = [0.0] * 3 + [0.5] * 3 + [1.0] * 3
+    groups = [rows[at:at + cfg.K] for at in range(0, len(rows), cfg.K)]
+    assert sorted(group[0].r_hat for group in groups) == (
+        all_as_drawn if algo in ("grpo", "dr_grpo") else [0.5] * 9)
+    for group in groups:
+        assert len({row.q.prompt for row in group}) == 1
+        assert {row.r_hat for row in group} == {sum(row.r for row in group) / cfg.K}
+    right, half = (sum(p[0] == DIGIT + a for p in script) / len(script) for a in (0, 1))
+    expected = dict(drawn=len(script), acc=right + half / 2, kept_frac=half, length=2, entropy=1.0,
+                    r_hat=0.5, truncated_frac=0)
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected)
+
+def test_questions_come_in_shuffled_passes_that_visit_each_once(world, script):
+    for seed in (0, 1):
+        cfg, *rest = ready(world, algo="grpo", seed=seed)
+        for drawn in range(0, 36, 4):  # nine iterations of four are four passes over nine
+            assert nft.collect(*rest, cfg, drawn)[1]["drawn"] == drawn + 4
+    passes = [tuple(script[at:at + 9]) for at in range(0, 72, 9)]
+    assert len(set(passes)) == 8 and all(len(set(each)) == 9 for each in passes)
+
+def test_an_answer_cut_at_max_new_is_wrong_however_right_it_looks(world):
+    cfg, model, tokenizer, data = ready(world, algo="grpo", max_new=1, K=40, questions=9)
+    rows, metrics = nft.collect(model, tokenizer, data, cfg, 0)
+    cut = [row for row in rows if not row.a.finished]
+    assert any(verify.grade(tokenizer.decode(row.a.tokens), row.q.answer) for row in cut)
+    assert metrics["acc"] == 0 and metrics["truncated_frac"] == len(cut) / len(rows) > 0.5
+
+def test_collect_is_deterministic_moves_on_and_may_sample_in_parts(world):
+    cfg, *rest = ready(world, dtype="float64")
+    first, again, later = (nft.collect(*rest, cfg, drawn)[0] for drawn in (0, 0, 40))
+    assert first == again != later
+    parts = nft.collect(*rest, dataclasses.replace(cfg, sample_rows=12), 0)[0]
+    assert same_answers([row.a for row in parts], [row.a for row in first])
+
+def test_without_a_mixed_question_the_search_ends_in_a_sentence(world, script, tmp_path):
+    cfg, *rest = ready(world, train=write_rows(tmp_path / "q.jsonl", *SUMS[6:]))
+    with pytest.raises(nft.RunError, match="none of .* questions .* right and wrong"):
+        nft.collect(*rest, cfg, 0)
+    assert len(script) < 50 * cfg.questions
+
+# ---------------------------------------------------------------- update
+def off_policy(world, **flags):
+    """cfg, a model that has moved on since it gave the rows, and the rows."""
+    cfg, model, *rest = ready(world, **dict(questions=6, K=4, dtype="float64", grad_clip=1e9,
+                                            temperature=0.8) | flags)
+    def move(spread):
+        with torch.no_grad():
+            for p in model.parameters():
+                p += spread * torch.randn_like(p)
+    torch.manual_seed(0)
+    move(0.2)
+    rows, _ = nft.collect(model, *rest, cfg, 0)
+    move(0.03)
+    return cfg, model, rows
+
+def weights_after(step, model):
+    """The weights after a step, in one vector; the model keeps those before."""
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    step()
+    result = parameters_to_vector(model.parameters()).detach()
+    model.load_state_dict(start)
+    return result
+
+def update(model, rows, cfg, lr=0.1):
+    return nft.update(model, torch.optim.SGD(model.parameters(), lr), rows, cfg, VOCAB)
+
+def naive_update(model, rows, cfg, coefficient, lr=0.1):
+    """The same a row at a time: ascent along coefficient x grad logp / tokens."""
+    size = cfg.K * math.ceil(len(rows) / cfg.K / cfg.minibatches)
+    for minibatch in (rows[at:at + size] for at in range(0, len(rows), size)):
+        objective = 0
+        for row in minibatch:
+            logps = naive_logps(model, row.q.tokens, row.a.tokens, cfg.temperature, VOCAB)
+            for logp, logp_old in zip(logps, row.a.logps):
+                objective += coefficient(math.exp(logp.item() - logp_old), row.r, row.r_hat) * logp
+        objective /= sum(len(row.a.tokens) for row in minibatch)
+        grads = torch.autograd.grad(objective, model.parameters())
+        with torch.no_grad():
+            for p, grad in zip(model.parameters(), grads):
+                p += lr * grad
+
+def check_update(world, coefficient=nft_coefficient, **flags):
+    cfg, model, rows = off_policy(world, **flags)
+    assert sum(row.a.finished for row in rows) > 8 and len({len(row.a.tokens) for row in rows}) > 3
+    ours = weights_after(lambda: update(model, rows, cfg), model)
+    theirs = weights_after(lambda: naive_update(model, rows, cfg, coefficient), model)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+@pytest.mark.parametrize("coefficient, settings, flags", [
+    (nft_coefficient, {}, dict(algo="nft")),
+    (nft_coefficient, dict(omega="grpo", eps=0.5, neg_weight=0.3),
+     dict(algo="nft", omega="grpo", eps=0.5, neg_weight=0.3, minibatches=3, micro_tokens=40)),
+    (nft_coefficient, dict(omega="one", neg_weight=0.0), dict(algo="rft")),
+    (nft_coefficient, dict(neg_weight=0.0), dict(algo="rft", omega="dr_grpo")),
+    (grpo_coefficient, dict(clip_high=0.28), dict(algo="grpo")),
+    (grpo_coefficient, dict(std=False), dict(algo="dr_grpo", clip_high=0.2)),
+    (grpo_coefficient, dict(clip_low=0.1, clip_high=0.28), dict(algo="dapo", clip_low=0.1))])
+def test_an_update_is_proposition_4_1_row_by_row(world, coefficient, settings, flags):
+    def of_any_r_hat(R, r, r_hat):
+        return coefficient(R, r, r_hat, **settings) if 0 < r_hat < 1 else 0.0
+    check_update(world, of_any_r_hat, **flags)
+
+def rescored(change):
+    return lambda patch, score=nft.token_logps: patch.setattr(
+        nft, "token_logps", lambda *args, **how: change(score, *args, **how))
+
+def masked_by_token_id(score, model, prompts, answers, **how):
+    logp, mask = score(model, prompts, answers, **how)
+    eos = [torch.tensor(a) == EOS for a in answers]
+    return logp, mask * ~torch.nn.utils.rnn.pad_sequence(eos, True)
+
+def mean_of_a_micro_batch(patch, loss=nft.nft_loss):
+    def mean(logp, logp_old, r, r_hat, mask, **settings):
+        loss_sum, stats = loss(logp, logp_old, r, r_hat, mask, **settings)
+        return loss_sum / mask.sum(), stats
+    mean.__kwdefaults__ = loss.__kwdefaults__
+    patch.setitem(nft.ALGORITHMS, "nft", (mean, *nft.ALGORITHMS["nft"][1:]))
+
+BROKEN_UPDATES = {
+    **{name: lambda patch, floor=floor: patch.setattr(nft, "max_v", floor)
+       for name, floor in BROKEN_FLOORS.items()},
+    "mask by token id": rescored(masked_by_token_id),
+    "mean of a micro-batch": mean_of_a_micro_batch,
+    "temperature": rescored(lambda score, *args, **how: score(*args, **how | {"temperature": 1.0})),
+    "vocabulary": rescored(lambda score, *args, **how: score(*args, **how | {"vocab": None})),
+}
+
+@pytest.mark.parametrize("broken", BROKEN_UPDATES)
+def test_a_broken_update_is_caught(world, broken, monkeypatch):
+    BROKEN_UPDATES[broken](monkeypatch)
+    with pytest.raises(AssertionError, match="not close"):
+        check_update(world, micro_tokens=40)
+
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-6), ("float64", 1e-14)])
+def test_an_update_does_not_depend_on_padding_micro_batches_or_the_order_of_rows(
+        world, dtype, tolerance, monkeypatch):
+    cfg, model, rows = off_policy(world, dtype=dtype, minibatches=1)
+    small, large = (dataclasses.replace(cfg, micro_tokens=n) for n in (40, 9999))
+    calls, score = [], nft.token_logps
+    monkeypatch.setattr(nft, "token_logps",
+                        lambda *args, **how: calls.append(1) or score(*args, **how))
+    def difference(rows_of_small):
+        ours, theirs = (weights_after(lambda: update(model, *args), model)
+                        for args in ((rows_of_small, small), (rows, large)))
+        return (ours - theirs).abs().max()
+    assert difference(rows) < tolerance and len(calls) > 5  # small in many parts, large in one
+    assert difference(rows[::-1]) < tolerance
+    mean_of_a_micro_batch(monkeypatch)
+    assert difference(rows) > 1e-4
+
+def test_the_gradient_is_clipped(world):
+    cfg, model, rows = off_policy(world, minibatches=1, grad_clip=1e-3)
+    step = weights_after(lambda: update(model, rows, cfg), model) - parameters_to_vector(
+        model.parameters())
+    assert step.norm().item() == pytest.approx(0.1 * 1e-3, rel=1e-3)
+
+def test_an_update_in_bfloat16_starts_on_policy_where_the_samplers_log_probs_would_not(world):
+    cfg, model, rows = off_policy(world, dtype="bfloat16", minibatches=1)
+    assert update(model, rows, cfg)["R_max"] == pytest.approx(1, abs=1e-6)
+    assert abs(update(model, rows, dataclasses.replace(cfg, dtype="float32"))["R_max"] - 1) > 0.01
+
+# ---------------------------------------------------------------- runs
+TIMES = {"sample_tokens_per_s", "train_tokens_per_s", "seconds"}
+METRICS = TIMES | {"iteration", "acc", "kept_frac", "r_hat", "length", "truncated_frac", "entropy",
+                   "R_mean", "R_max", "floored_frac", "loss", "grad_norm", "lr"}
+
+def run(world, out, **flags):
+    nft.main(argv(world, out=out, **flags))
+    return out
+
+def result(out):
+    """Final weights, and metrics but for times."""
+    rows = [{name: row[name] for name in set(row) - TIMES}
+            for row in read_rows(out / "metrics.jsonl")]
+    model = AutoModelForCausalLM.from_pretrained(out / "final")
+    return parameters_to_vector(model.parameters()).tolist(), rows
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+def avg_before_and_after(out):
+    avg = [row["avg"] for row in read_rows(out / "eval.jsonl")]
+    return avg[0], avg[-1]
+
+@pytest.fixture(scope="module")
+def finished(world, tmp_path_factory):
+    """The folder of a run of 4 iterations, and the model it trained."""
+    with pytest.MonkeyPatch.context() as patch:
+        loaded, load_model = [], nft.load_model
+        patch.setattr(nft, "load_model", lambda cfg: loaded.append(load_model(cfg)) or loaded[0])
+        return run(world, tmp_path_factory.mktemp("runs") / "finished"), loaded[0][0]
+
+def test_a_run_leaves_the_files_of_the_contract(finished):
+    out, _ = finished
+    config = json.loads((out / "config.json").read_text())
+    assert {each.name for each in FIELDS} | {"torch", "transformers", "git"} <= set(config)
+    rows, evals = read_rows(out / "metrics.jsonl"), read_rows(out / "eval.jsonl")
+    assert [row["iteration"] for row in rows] == [1, 2, 3, 4]
+    assert all(METRICS <= set(row) and all(map(math.isfinite, row.values())) for row in rows)
+    assert [row["lr"] for row in rows] == [0.005, 0.01, 0.01, 0.01]  # warm-up of 2
+    assert [(row["iteration"], row["name"], row["n"], row["k"]) for row in evals] == [
+        (iteration, "sums", 9, 3) for iteration in (0, 2, 4)]
+    assert (out / "curves.png").read_bytes()[1:4] == b"PNG" and any((out / "checkpoint").iterdir())
+
+def test_samples_carry_the_verdicts_of_verify_and_evaluations_are_their_means(finished):
+    samples, evals = (read_rows(finished[0] / f"{name}.jsonl") for name in ("samples", "eval"))
+    assert any(row["r"] for row in samples)
+    assert all(verify.grade(row["response"], row["answer"]) for row in samples if row["r"])
+    for row in evals:
+        of_set = (row["iteration"], row["name"])  # 27 answers, few enough to be all there
+        r = [each["r"] for each in samples if (each["iteration"], each["set"]) == of_set]
+        passed = [max(r[at:at + 3]) for at in range(0, 27, 3)]
+        assert (row["avg"], row["pass"]) == pytest.approx((sum(r) / 27, sum(passed) / 9))
+
+def test_final_loads_with_transformers_and_holds_the_trained_weights(world, finished):
+    out, model = finished
+    trained, start = parameters_to_vector(model.parameters()), ready(world)[1].parameters()
+    assert result(out)[0] == trained.tolist() != parameters_to_vector(start).tolist()
+    assert ready(world, model=out / "final")[2].chat_template == TEMPLATE
+
+def test_one_seed_gives_one_run_and_another_seed_or_weight_decay_another(world, finished, tmp_path):
+    assert result(run(world, tmp_path / "again")) == result(finished[0])
+    for name, value in (("seed", 1), ("weight_decay", 0.0)):
+        assert result(run(world, tmp_path / name, **{name: value})) != result(finished[0])
+
+def test_a_finished_run_is_left_as_it_is(world, finished):
+    before = contents(finished[0])
+    assert contents(run(world, finished[0])) == before
+
+def stopped_after_the_second(world, out, patch):
+    run(world, out, iterations=2)
+
+def killed_in_the_fourth(world, out, patch):
+    def update(*args, real=nft.update, calls=itertools.count(1)):
+        if next(calls) == 4:
+            raise KeyboardInterrupt
+        return real(*args)
+    patch.setattr(nft, "update", update)
+    with pytest.raises(KeyboardInterrupt):
+        run(world, out)
+
+def poisoned_in_the_third(world, out, patch):
+    def update(model, *args, real=nft.update, calls=itertools.count(1)):
+        if next(calls) == 3:
+            next(model.parameters()).data[DIGIT] = math.nan
+        return real(model, *args)
+    patch.setattr(nft, "update", update)
+    with pytest.raises(SystemExit, match="^nft.py: .*gradient.*nan.*$"):
+        run(world, out)
+
+@pytest.mark.parametrize("interrupted", [stopped_after_the_second, killed_in_the_fourth,
+                                         poisoned_in_the_third])
+def test_an_interrupted_run_leaves_a_checkpoint_and_resumes_bitwise(
+        world, finished, tmp_path, interrupted):
+    with pytest.MonkeyPatch.context() as patch:
+        interrupted(world, tmp_path / "run", patch)
+    assert result(run(world, tmp_path / "run")) == result(finished[0])
+
+def test_a_resume_without_the_moments_of_adam_is_caught(world, finished, tmp_path, monkeypatch):
+    def forgetful(model, optimizer, *args, real=nft.update, calls=itertools.count()):
+        if next(calls) == 0:
+            optimizer.state.clear()
+        return real(model, optimizer, *args)
+    run(world, tmp_path / "run", iterations=2)
+    monkeypatch.setattr(nft, "update", forgetful)
+    assert result(run(world, tmp_path / "run")) != result(finished[0])
+
+def test_training_improves_the_answers_and_a_learning_rate_of_zero_does_not(world, tmp_path):
+    flags = dict(questions=9, K=8, eval_every=0, eval_k=32, save_every=99)
+    before, after = avg_before_and_after(run(world, tmp_path / "run", **flags, iterations=25))
+    assert before < 0.2 and after > before + 0.2  # of 288 answers: 5 standard errors
+    flags |= dict(iterations=2, lr=0)
+    before, after = avg_before_and_after(run(world, tmp_path / "idle", **flags))
+    assert abs(after - before) < 0.1
+
+@pytest.mark.skipif(not (TOY / "base").exists(), reason="toy/make.py has not made toy/base")
+def test_the_toy_learns_in_a_few_iterations(world, tmp_path):
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join((TOY / "train.jsonl").read_text().splitlines(True)[:16]))
+    before, after = avg_before_and_after(run(
+        world, tmp_path / "run", model=TOY / "base", train=few, eval=few, iterations=4, K=8,
+        questions=16, max_new=64, lr=3e-4, warmup=0, eval_every=0, eval_k=16, save_every=99))
+    assert after > before + 0.2  # of 256 answers: 4.5 standard errors at the least
+
+@pytest.mark.parametrize("greedy", [dict(eval_temperature=0), dict(eval_top_p=1e-6)])
+def test_eval_only_logs_each_named_set_and_trains_nothing(world, tmp_path, greedy):
+    sets = f"first={world / 'sums.jsonl'},{world / 'sums.jsonl'}"
+    out = run(world, tmp_path / "run", eval=sets, eval_only=True, **greedy)
+    evals = read_rows(out / "eval.jsonl")
+    assert [row["name"] for row in evals] == ["first", "sums"]
+    assert all(row["avg"] == row["pass"] for row in evals)  # K times the same answer
+    assert not (out / "metrics.jsonl").exists() and not (out / "final").exists()
+
+# ---------------------------------------------------------------- command line and bad inputs
+PAPER = dict(train="hf://datasets/ChenDRAG/VeRL_math_validation/dapo-math-17k_10boxed.parquet",
+             questions=512, K=16, minibatches=16, iterations=320, temperature=1.0, eps=1.0,
+             omega="dr_grpo", neg_weight=1.0, clip_low=0.2, clip_high=0.28, lr=1e-6, warmup=10,
+             weight_decay=0.1, grad_clip=1.0, dtype="bfloat16", eval_top_p=0.7, algo="nft")
+
+@pytest.mark.parametrize("preset, values", [
+    ("7b", dict(model="Qwen/Qwen2.5-Math-7B", max_prompt=512, max_new=3584, eval_temperature=1.0)),
+    ("32b", dict(model="Qwen/Qwen2.5-32B", max_prompt=2048, max_new=14336, eval_temperature=0.6))])
+def test_a_preset_carries_the_papers_hyper_parameters_and_flags_override_it(preset, values):
+    cfg = nft.parse_args(["--preset", preset])
+    assert {name: getattr(cfg, name) for name in PAPER | values} == PAPER | values
+    for flags in (["--lr", "3e-6", "--preset", preset], ["--preset", preset, "--lr", "3e-6"]):
+        assert nft.parse_args(flags) == dataclasses.replace(cfg, lr=3e-6)
+
+def test_every_field_of_the_config_is_a_flag_that_help_names(capsys):
+    values = dict(preset="32b", algo="dapo", omega="grpo", dtype="float64")
+    for name, old in dataclasses.asdict(nft.Config()).items():
+        values.setdefault(name, True if old is False else old / 2 if isinstance(old, float)
+                          else old + 3 if isinstance(old, int) else "text")
+    flags = [str(part) for name, value in values.items() for part in (f"--{name}", value)]
+    assert nft.parse_args(flags) == nft.Config(**values) != nft.Config() == nft.parse_args([])
+    with pytest.raises(SystemExit, match="0"):
+        nft.main(["--help"])
+    shown = capsys.readouterr().out
+    assert all(f"--{each.name}" in shown for each in FIELDS)
+
+def refusal(capsys, args):
+    """The one line that `main` ends with, on its way to an exit status other than 0."""
+    with pytest.raises(SystemExit) as stop:
+        nft.main(args)
+    code = stop.value.code  # argparse prints the sentence itself and exits 2
+    sentence = code if isinstance(code, str) else capsys.readouterr().err.splitlines()[-1]
+    assert code and len(sentence.splitlines()) == 1
+    return sentence
+
+@pytest.mark.parametrize("lines, words", [
+    (None, "bad.jsonl"),  # no such file
+    ([], "bad.jsonl"), (["7"], "bad.jsonl"), (['{"question": "1+'], "bad.jsonl"),
+    ([SUMS[0], {"q": "1+1", "answer": "2"}], "bad.jsonl, row 2.*question"),
+    ([SUMS[0], {"question": "1+1", "gold": "2"}], "bad.jsonl, row 2.*answer"),
+    ([SUMS[0], {"question": "", "answer": "2"}], "bad.jsonl, row 2.*question"),
+    ([SUMS[0], {"question": "1+1", "answer": ""}], "bad.jsonl, row 2.*empty"),
+    ([SUMS[0], {"question": "1+1", "answer": None}], "bad.jsonl, row 2.*answer"),
+    ([SUMS[0], {"question": "1+1", "answer": "thus \\boxed{2"}], "bad.jsonl, row 2"),
+    ([SUMS[0], {"question": "1+1", "answer": "\\frac{1}{"}], "bad.jsonl, row 2")],
+    ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize("role", ["train", "eval"])
+def test_a_bad_file_is_refused_with_its_name_and_row(world, tmp_path, capsys, lines, words, role):
+    path = tmp_path / "bad.jsonl"
+    if lines is not None:
+        path.write_text("\n".join(x if isinstance(x, str) else json.dumps(x) for x in lines))
+    sentence = refusal(capsys, argv(world, out=tmp_path / "run", **{role: path}))
+    assert re.search(words, sentence), sentence
+    assert not (tmp_path / "run").exists()
+
+def broken_models():
+    """Folders of models without tokenizer, without EOS, and with a NaN."""
+    model = tiny_model(torch.float32)
+    model.save_pretrained("no_tokenizer")
+    model.lm_head.weight.data[DIGIT] = math.nan
+    save_world("has_nan", model, tiny_tokenizer())
+    llama = LlamaConfig(vocab_size=20, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+                        num_attention_heads=1, bos_token_id=None, eos_token_id=None)
+    save_world("no_eos", LlamaForCausalLM(llama),
+               PreTrainedTokenizerFast(tokenizer_object=tiny_tokenizer().backend_tokenizer))
+
+@pytest.mark.parametrize("words, flags", [
+    ("absent", dict(model="absent")), ("no_tokenizer", dict(model="no_tokenizer")),
+    ("no_eos.*EOS", dict(model="no_eos")), ("finite|nan\\b|NaN", dict(model="has_nan")),
+    ("no/such", dict(train="no/such")), ("sums.jsonl.*question", dict(max_prompt=2)),
+    ("right and wrong", dict(train="hopeless.jsonl")),
+    ("a_file", dict(out="a_file")), ("other_run.*lr", dict(out="other_run", lr=0.02)),
+    ("--K", dict(K=1)), ("--iterations", dict(iterations=0)), ("--questions", dict(questions=0)),
+    ("--temperature", dict(temperature=0)), ("--temperature", dict(temperature="nan")),
+    ("--seed", dict(seed=-1)), ("--eps", dict(eps=0)), ("--lr", dict(lr="fast")),
+    ("--algo", dict(algo="ppo")), ("--omega", dict(omega="two")), ("--preset", dict(preset="9b")),
+    ("--learning_rate", dict(learning_rate=1))], ids=str)
+def test_a_bad_model_flag_or_folder_is_refused_in_one_sentence(
+        world, finished, tmp_path, monkeypatch, capsys, words, flags):
+    monkeypatch.chdir(tmp_path)
+    broken_models()
+    write_rows(Path("hopeless.jsonl"), {"question": "1+1", "answer": "77"})
+    Path("a_file").touch()
+    shutil.copytree(finished[0], "other_run")
+    before = contents(tmp_path)
+    sentence = refusal(capsys, argv(world, **dict(out="run") | flags))
+    assert re.search(words, sentence), sentence
+    assert {path: contents(tmp_path)[path] for path in before} == before
+
+# ---------------------------------------------------------------- the verifier
+SAME = {
+    "integers": [
+        ("42", "42."), ("-3", "-3.0"), ("+7", "7"), ("007", "7"), ("1,234", "1234"),
+        ("1{,}234", "1234"), (r"1\,234", "1234"), ("1 234", "1234"), (r"1,\!234", "1234"),
+        ("1,234,567.5", "1234567.5"), ("2^{100}", "1267650600228229401496703205376")],
+    "decimals": [
+        (".5", "0.5"), ("0.5", "1/2"), ("2.50", "5/2"), ("3.75e9", r"3.75\times10^9"),
+        (r"3.75 \times 10^{9}", "3750000000"), ("10^{-3}", "0.001"), (r"2\cdot 10^3", "2000")],
+    "fractions": [
+        (r"\frac{7}{12}", "14/24"), ("2/4", r"\frac12"), (r"\dfrac{1}{2}", r"\tfrac12"),
+        (r"\frac1{2}", "0.5"), (r"\frac{1}2", "0.5"), (r"-\frac{1}{2}", r"\frac{-1}{2}"),
+        (r"2\frac58", "21/8"), (r"1 \frac{1}{4}", "1.25"), ("3 1/2", "7/2"), ("1/2/2", "1/4")],
+    "radicals": [
+        (r"\sqrt{8}", r"2\sqrt2"), (r"\frac{\sqrt{2}}{2}", r"\frac{1}{\sqrt{2}}"),
+        ("√2", r"\sqrt{2}"), (r"\sqrt[3]{27}", "3"), ("sqrt(12)", r"2\sqrt{3}"),
+        (r"\sqrt{3+2\sqrt2}", r"1+\sqrt2")],
+    "expressions": [
+        ("x^2+2x+1", "(x+1)^2"), ("2-2p", "-2p+2"), ("x = 3", "3"), ("-2^2", "-4"),
+        (r"\frac{x+2}{7}", r"\frac{x}{7}+\frac{2}{7}"), ("2π", r"2\pi"),
+        (r"\pi/2", r"\frac{\pi}{2}")],
+    "tuples, intervals and sets": [
+        ("(1,2)", "(2/2,2)"), (r"\left(-\frac53,0\right)", "(-5/3, 0)"), ("(3,4)", "3,4"),
+        ("[2,3)", r"\left[2,3\right)"), (r"(-\infty,3]", r"(-\infty, 3]"),
+        (r"\{1,2\}", r"\{2,1\}")],
+    "spelling": [
+        (r"\boxed{42}", "42"), ("$42$", "42"), (r"\$6", "6"), (r"\(42\)", "42"), ("−5", "-5"),
+        (r"\\frac{1}{2}", "1/2"), ("The answer is 7", "7"), (r"12\text{ cm}", "12"),
+        (r"48^\circ", "48"), ("(B)", "B"), (r"\textbf{(B)}", "B"), ("east", "East"),
+        (r"\text{infinitely many}", "infinitely many")],
+}
+DIFFERENT = {
+    "candidates": [
+        ("41, 42", "42"), ("41 or 42", "42"), ("41=42", "42"), ("x=41, x=42", "42"), ("4 2", "42")],
+    "near misses": [
+        ("0.1", "0.1000001"), ("10^{50}+1", "10^{50}"), ("10^{-60}", "0"), ("0.333", "1/3"),
+        ("1/2^{99}", "1/2^{98}"), (r"\pi", "3.14159265358979"), ("2^{1000}+1", "2^{1000}"),
+        ("99999999999999999999", "100000000000000000000")],
+    "signs, order and names": [
+        ("-2", "2"), ("10^3", "10^{-3}"), ("x", "-x"), ("|x|", "x"), (r"2\sqrt3", r"3\sqrt2"),
+        ("(1,2)", "(2,1)"), ("(1,2)", r"\{1,2\}"), ("[1,2)", "(1,2]"), ("(1,2)", "(1,2,3)"),
+        ("x=3", "y=3"), ("east", "seat"), (r"\sin 2x", r"2\sin x"), ("", ""), ("1/0", "0")],
+}
+EXTRACTED = [
+    (r"so \boxed{42}.", "42"), (r"\boxed{41} then \boxed{42}", "42"), (r"\boxed{\boxed{5}}", "5"),
+    (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"), (r"\boxed{\{1,2\}}", r"\{1,2\}"), ("Answer: 7", "7"),
+    ("Answer: 1\nso\nAnswer: 2\n", "2"), ("Answer: 3 \\boxed{4}", "4"), (r"\boxed {9}", "9"),
+    (r"\boxed{}", None), (r"\boxed{42", None), ("the answer is 42", None), ("My Answer: 7", None)]
+GRADED = [
+    (r"\boxed{1/3}", "0.333", True), (r"\boxed{2/3}", "0.67", True),
+    (r"\boxed{0.333}", "1/3", False), (r"\boxed{27}", "27.0", True),
+    (r"\boxed{3.14}", r"\pi", False), (r"\boxed{0.1000001}", "0.1", False),
+    (r"\boxed{0.34}", "0.333", False), (r"\boxed{26.99}", "27.0", False),
+    (r"first \boxed{41}, no: \boxed{42}", "42", True), ("41 42 43 44", "42", False)]
+HOSTILE = {
+    "tower": "9^{9^{9^{9}}}", "power": "2^(10^10)", "product": "(2^{3999})" * 90,
+    "commas": "," * 20000, "digits": "9" * 10**6, "spaces": " " * 10**6, "root": r"\sqrt" * 290,
+    "backslashes": "\\" * 10**4,
+    "braces": "{" * 10**4 + "1" + "}" * 10**4, "brackets": "(" * 10**4, "minus": "-" * 290 + "1",
+    "fractions": r"\frac{1}{" * 5000 + "2" + "}" * 5000, "exponents": "1e99*" * 70 + "1",
+    "code": "__import__('os').system('touch CANARY')", "nul": "\0" * 999, "division": "1/0",
+}
+
+def table(cases):
+    return [pytest.param(a, b, id=f"{kind}: {a} and {b}")
+            for kind, pairs in cases.items() for a, b in pairs]
+
+@pytest.mark.parametrize("a, b", table(SAME))
+def test_equal_sees_through_spelling(a, b):
+    assert verify.equal(a, b) and verify.equal(b, a)
+    verify.check_gold(a)
+    verify.check_gold(b)
+
+@pytest.mark.parametrize("a, b", table(DIFFERENT))
+def test_equal_tells_apart(a, b):
+    assert not verify.equal(a, b) and not verify.equal(b, a)
+
+@given(st.fractions(max_denominator=10**6), st.sampled_from(["7", r"\sqrt{2}", r"\pi", "x"]))
+def test_a_fraction_equals_itself_in_any_form_and_no_neighbour(number, factor):
+    top, bottom = number.numerator, number.denominator
+    forms = [f"{top}/{bottom}", rf"\frac{{{top}}}{{{bottom}}}", rf"{3 * top} \div {3 * bottom}",
+             rf"\left(\dfrac{{{-top}}}{{{-bottom}}}\right)"]
+    for form in forms:
+        assert verify.equal(form, forms[0]) and verify.grade(f"\\boxed{{x = {form}}}", forms[1])
+        assert verify.equal(rf"({form}) \cdot {factor}", rf"{factor} \times ({forms[0]})")
+        assert not verify.equal(form, f"{top + 1}/{bottom}")
+        assert not verify.equal(rf"({form})+{factor}", rf"({form})-{factor}")
+
+@pytest.mark.parametrize("text, answer", EXTRACTED)
+def test_the_answer_is_the_last_box_or_else_the_last_answer_line(text, answer):
+    assert verify.extract_answer(text) == answer
+
+@pytest.mark.parametrize("text, gold, right", GRADED)
+def test_only_a_decimal_gold_accepts_what_rounds_to_it(text, gold, right):
+    assert verify.grade(text, gold) is right
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_text_is_wrong_at_once_and_never_runs(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    seconds = []
+    for text in ("\\boxed{" + HOSTILE[name] + "}", "Answer: " + HOSTILE[name]) * 3:
+        start = time.perf_counter()
+        assert not verify.grade(text, "42") and not verify.equal(text, r"\frac{\pi}{2}")
+        seconds.append(time.perf_counter() - start)
+    assert sorted(seconds)[3] < 0.2 and not list(tmp_path.iterdir())  # the machine may be busy
+
+@given(st.text(max_size=60) | st.lists(st.sampled_from(
+    r"\frac{ \sqrt { } ( ) [ \{ \} , = ^ - + / * x 1 23 0.5 1e9 \pi \text{".split())).map("".join))
+def test_grade_never_raises_and_equal_is_symmetric(text):
+    verify.grade(text, "42")
+    verify.grade("\\boxed{" + text + "}", "(1,2)")
+    for other in ("42", "x+1", r"\{1,2\}", text[::-1]):
+        assert verify.equal(text, other) == verify.equal(other, text)
+
+@pytest.mark.parametrize("gold", ["", "  ", "$$", "x+", r"\frac{1}{2", "7" * 9999, 7, None])
+def test_a_gold_that_nothing_could_equal_is_refused(gold):
+    with pytest.raises(ValueError, match="gold"):
+        verify.check_gold(gold)
+
+def test_verdicts_are_the_same_in_threads_and_in_another_process():
+    pairs = [pair for pairs in SAME.values() for pair in pairs]
+    with ThreadPoolExecutor(3) as threads, ProcessPoolExecutor(1) as process:
+        assert all(threads.map(verify.equal, *zip(*pairs)))
+        assert all(process.map(verify.equal, *zip(*pairs[::5])))
+
+def test_verify_grades_a_file_from_the_command_line(tmp_path):
+    def run(*rows):
+        path = write_rows(tmp_path / "rows.jsonl", *rows)
+        command = [sys.executable, verify.__file__, str(path)]
+        return subprocess.run(command, capture_output=True, text=True)
+    right, wrong = {"response": r"\boxed{14/24}", "answer": "7/12"}, {"response": "", "answer": "3"}
+    assert run(right, wrong).stdout.splitlines() == ["row 2: None != 3", "1 of 2 right"]
+    refused = run(right, {"response": "x"})
+    assert refused.returncode == 1 and "row 2" in refused.stderr and "Trace" not in refused.stderr
