@@ -1,4 +1,27 @@
-"""Make the toy: `python toy/make.py` writes toy/base/, toy/train.jsonl and toy/test.jsonl."""
+r"""Make the toy: `python toy/make.py` writes toy/base/, toy/train.jsonl and toy/test.jsonl.
+
+The task is arithmetic of 2 to 4 operations on small integers, fractions and decimals. The base is
+a Qwen2 of 0.8M parameters, one token a byte, pretrained to imitate three kinds of solvers:
+
+    Find (9+1)/4*3.
+    careful    =10/4*3=5/2*3=15/2 \boxed{\frac{15}{2}}    an operation a step, each done right
+    careless   =10/4*3=5/2*3=17/2 \boxed{17/2}            the same, but each may go wrong (SLIP)
+    guess      \boxed{14/4}                               at once, near the answer, mostly wrong
+
+First 80% of the steps are a textbook, careful solvers only, then comes the MIXTURE: so the base can
+work a question out, but mostly does not. Everyone boxes an answer, in many forms (5/2, 2.5, 10/4,
+\frac52), and ends: what RL can gain is to work step by step, and to do each step right.
+
+On toy/test.jsonl at temperature 1 the base has an avg of 0.35 and a pass@16 of 0.97, and 91% of
+the questions are mixed at K = 8. 60% of its answers go step by step, 57% of those are right; the
+others guess, 2% are right. The mean answer is 21 tokens, 0.4% run into max_new 64. Greedy, and made
+to start a step, it gets 95%: the skill is there. It takes 11 minutes to make on one core (22 on a
+busy machine).
+
+`write_questions(path, rng, n, [5], taken, longest=96)` makes a harder split. The same machine and
+version of PyTorch give the same bytes (one thread, seeded; checked by two runs); another machine
+gives another base of about the same figures, so re-made files differ from the committed ones.
+"""
 import argparse
 import json
 import math
@@ -15,9 +38,10 @@ TOY = Path(__file__).resolve().parent
 PHRASES = ["{}=?", "What is {}?", "Find {}."]
 MIXTURE = {"careful": 0.25, "careless": 0.35, "guess": 0.40}  # solvers of the second part
 SLIP = 0.2  # a careless solver's chance of error in an operation
-TEXTBOOK = 0.8  # of pretraining: careful solvers only
-LONGEST = 64  # characters of a careful answer
-BATCH, LR, STEPS = 32, 3e-3, 3600
+TEXTBOOK = 0.8  # of the steps: careful solvers only
+LONGEST = 64  # characters of a careful answer, \boxed counted as six
+BATCH = 32
+LR = 3e-3
 
 # ---------------------------------------------------------------- questions
 # A number is (numerator, denominator) as written, so not always in lowest terms; over 10 or 100 it
@@ -39,6 +63,7 @@ def show(tree, outer: str = "", right: bool = False) -> str:
 
 
 def reduced(number):
+    """A fraction in lowest terms, a decimal without trailing zeros."""
     n, d = number
     while n % 10 == d % 10 == 0:
         n, d = n // 10, d // 10
@@ -60,6 +85,7 @@ def work_out(op: str, a, b) -> list:
 
 
 def result(tree):
+    """The number that an expression comes to."""
     return tree if is_number(tree) else work_out(tree[0], result(tree[1]), result(tree[2]))[-1]
 
 
@@ -156,6 +182,7 @@ def box(rng, number) -> str:
 
 
 def solve(rng, tree, solver: str) -> str:
+    """One answer of one solver, as in the docstring above."""
     if solver == "guess":
         n, d = result(tree)
         near = rng.choice([-10, -5, -3, -2, -1, 1, 2, 3, 5, 10])
@@ -169,7 +196,7 @@ def solve(rng, tree, solver: str) -> str:
 
 # ---------------------------------------------------------------- tokenizer and model
 def make_tokenizer() -> Qwen2Tokenizer:
-    """Qwen2's byte-level tokenizer without merges: one token a character, but for \\boxed and \\frac.
+    """Qwen2's without merges: one token a byte, but one for \\boxed and one for \\frac.
 
     pad = eos, as in many a real model: a trainer that masks by id would never train the end.
     """
@@ -237,6 +264,7 @@ def batches(rng, tokenizer, steps: int, taken: set[str]):
 
 
 def pretrain(model, data, steps: int) -> None:
+    """Muon on matrices (trial: loss 0.23 at step 600; AdamW alone: 0.51), AdamW on the rest."""
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim == 1 or "embed" in name]
     optimizers = [
@@ -261,6 +289,7 @@ def pretrain(model, data, steps: int) -> None:
 
 
 def measure(model, tokenizer, path: Path, K: int = 16) -> str:
+    """avg and pass@K of the model at temperature 1, by the project's own sampler and verifier."""
     sys.path.insert(0, str(TOY.parent))
     from nft import sample
     from verify import grade
@@ -276,10 +305,10 @@ def measure(model, tokenizer, path: Path, K: int = 16) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=TOY)
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--out", type=Path, default=TOY, help="folder to write to")
+    parser.add_argument("--steps", type=int, default=3600, help="of pretraining")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--hidden", type=int, default=128)
+    parser.add_argument("--hidden", type=int, default=128, help="width of the model")
     parser.add_argument("--layers", type=int, default=3)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
@@ -295,7 +324,7 @@ def main() -> None:
     model.eval()
     model.save_pretrained(args.out / "base")
     tokenizer.save_pretrained(args.out / "base")
-    print(f"{model.num_parameters()} parameters;", measure(model, tokenizer, args.out / "test.jsonl"))
+    print(measure(model, tokenizer, args.out / "test.jsonl"))
 
 
 if __name__ == "__main__":
