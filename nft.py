@@ -18,7 +18,6 @@ a token under pi_theta+, logp_old under pi_old, omega weight of q, eps floor of 
 answer tokens (EOS included); B answers, T tokens of the longest, V vocabulary.
 """
 import json
-import math
 import subprocess
 import sys
 import time
@@ -130,9 +129,10 @@ class Config:
 
     def __post_init__(self):
         self.omega = self.omega or ("one" if self.algo == "rft" else "dr_grpo")
-        self.out = self.out or f"runs/{self.preset}-{self.algo}-{self.seed}"
+        kind = "eval" if self.eval_only else self.algo
+        self.out = self.out or f"runs/{self.preset}-{kind}-{self.seed}"
         low = dict(K=2, eval_k=1, iterations=1, questions=1, minibatches=1, max_new=1, eps=1e-6,
-                   lr=0, seed=0, save_every=1, micro_tokens=1, temperature=0.01, eval_temperature=0)
+                   lr=0, grad_clip=1e-6, save_every=1, temperature=0.01, eval_temperature=0, seed=0)
         for name, value in low.items():
             if not getattr(self, name) >= value:
                 raise RunError(f"--{name} is {getattr(self, name)}, it must be {value} or more")
@@ -163,12 +163,15 @@ def load_model(cfg: Config):
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(cfg.model)
         model = transformers.AutoModelForCausalLM.from_pretrained(cfg.model, dtype=dtype)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # transformers, tokenizers and safetensors raise many kinds
         raise RunError(f"--model {cfg.model}: {' '.join(str(error).split())}") from error
     eos = np.atleast_1d(model.generation_config.eos_token_id).tolist() + [tokenizer.eos_token_id]
     model.generation_config.eos_token_id = sorted(set(eos) - {None})
     if not model.generation_config.eos_token_id or len(tokenizer) < 2:  # 1: transformers made it up
         raise RunError(f"--model {cfg.model}: no tokenizer, or no EOS in it or generation config")
+    logp = model(torch.tensor([[0]])).logits[0, 0].log_softmax(-1)[1]
+    if abs(logp - token_logps(model, [[0]], [[1]])[0].item()) > 1e-3:  # as in Gemma 2
+        raise RunError(f"--model {cfg.model}: its logits are not just hidden states times a matrix")
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer  # no dropout
 
 @dataclass
@@ -264,9 +267,9 @@ def sample(model, prompts: list[list[int]], K: int, max_new: int, *, eos_ids, te
     """K answers to each prompt, grouped by prompt: len(prompts) * K in all.
     The numbers answer k is drawn with depend on (seed, key of its prompt, k) alone: not on batch,
     order or process. `keys` are the prompts' positions unless given; `vocab` as in token_logps."""
-    u = [np.random.default_rng([seed, key]).random((K, max_new), np.float32)
-         for key in keys or range(len(prompts))]
-    u = torch.from_numpy(np.concatenate(u)).to(model.device)
+    u = [np.random.default_rng([seed, key, k]).random(max_new, np.float32)
+         for key in keys or range(len(prompts)) for k in range(K)]
+    u = torch.from_numpy(np.stack(u)).to(model.device)
     eos, cache = torch.tensor(sorted(eos_ids), device=u.device), transformers.DynamicCache()
     tokens, logps = torch.zeros_like(u, dtype=torch.long), torch.zeros_like(u, dtype=torch.float64)
     length = tokens.new_zeros(len(u))  # 0 until EOS
@@ -279,9 +282,9 @@ def sample(model, prompts: list[list[int]], K: int, max_new: int, *, eos_ids, te
     ids = [torch.tensor(p, device=u.device) for p in prompts]
     mask = pad_sequence([torch.ones_like(p) for p in ids], True, padding_side="left")
     ids = pad_sequence(ids, True, padding_side="left")  # all answers start in one column
-    logits = next_logits(ids, mask).repeat_interleave(K, 0)  # each prompt is read once
+    logits = next_logits(ids, mask)  # each prompt is read once
+    logits, mask = logits.repeat_interleave(K, 0), mask.repeat_interleave(K, 0)
     cache.batch_repeat_interleave(K)
-    mask = mask.repeat_interleave(K, 0)
     for t in range(max_new):
         token, logp = pick(logits, u[live, t], temperature, top_p)
         tokens[live, t], logps[live, t] = token, logp.double()
@@ -327,7 +330,7 @@ def collect(model, tokenizer, data: list[Question], cfg: Config, drawn: int, rou
     began, mixed_only, rows, kept = time.time(), ALGORITHMS[cfg.algo][2], [], []
     for _ in range(rounds):
         share = max(len(kept), 1) / max(len(rows), 1)  # of mixed questions so far
-        n = math.ceil((cfg.questions - len(kept) // cfg.K) / max(share, 0.3))
+        n = int(np.ceil((cfg.questions - len(kept) // cfg.K) / max(share, 0.3)))
         keys = range(drawn, drawn := drawn + n)
         shuffles = [np.random.default_rng([cfg.seed, key // len(data)]) for key in keys]
         order = [s.permutation(len(data))[key % len(data)] for s, key in zip(shuffles, keys)]
@@ -341,8 +344,8 @@ def collect(model, tokenizer, data: list[Question], cfg: Config, drawn: int, rou
         raise RunError(f"none of {len(rows) // cfg.K} questions in {rounds} rounds got both right "
                        f"and wrong answers (accuracy {acc:.1%}): there is nothing to learn from")
     return kept, dict(
-        drawn=drawn, acc=acc, kept_frac=np.mean([0 < row.r_hat < 1 for row in rows]),
-        r_hat=np.mean([row.r_hat for row in kept]), length=tokens / len(rows),
+        drawn=drawn, kept=len(kept) // cfg.K, acc=acc, r_hat=np.mean([row.r_hat for row in kept]),
+        kept_frac=np.mean([0 < row.r_hat < 1 for row in rows]), length=tokens / len(rows),
         truncated_frac=np.mean([not row.a.finished for row in rows]),
         entropy=-sum(sum(row.a.logps) for row in rows) / tokens,  # E[-log p], tokens drawn from p
         sample_tokens_per_s=tokens / (time.time() - began))
@@ -350,7 +353,7 @@ def collect(model, tokenizer, data: list[Question], cfg: Config, drawn: int, rou
 def update(model, optimizer, rows: list[Row], cfg: Config, vocab: int) -> dict[str, float]:
     """Lines 10-16: one optimiser step on each minibatch of questions -> metrics. The loss is its
     sum over tokens / answer tokens of the minibatch. RunError before a step that is not finite."""
-    began, log, norms = time.time(), [], []
+    began, log, norms, gaps = time.time(), [], [], []
     loss_fn, fixed, _ = ALGORITHMS[cfg.algo]
     settings = {name: vars(cfg).get(name) for name in loss_fn.__kwdefaults__} | fixed
 
@@ -360,10 +363,11 @@ def update(model, optimizer, rows: list[Row], cfg: Config, vocab: int) -> dict[s
             return token_logps(model, prompts, answers, temperature=cfg.temperature, vocab=vocab)
 
     def old_logps(part):  # the sampler's own; in bf16 these are too rough, and are scored again
-        if cfg.dtype == "bfloat16":
-            return score(part)[0]
         logps = [torch.tensor(row.a.logps, dtype=model.dtype) for row in part]
-        return pad_sequence(logps, True).to(model.device)
+        logps = pad_sequence(logps, True).to(model.device)
+        scored = score(part)[0] if cfg.dtype == "bfloat16" else logps
+        gaps.append((scored - logps).abs().max().item())
+        return scored
 
     def micro_batches(batch):  # longest first, micro_tokens with padding each
         batch = sorted(batch, key=lambda row: -len(row.q.tokens + row.a.tokens))
@@ -371,11 +375,10 @@ def update(model, optimizer, rows: list[Row], cfg: Config, vocab: int) -> dict[s
             n = max(1, cfg.micro_tokens // len(batch[0].q.tokens + batch[0].a.tokens))
             yield batch[:n]
             batch = batch[n:]
-    size = cfg.K * math.ceil(len(rows) / cfg.K / cfg.minibatches)
+    size = cfg.K * int(np.ceil(len(rows) / cfg.K / cfg.minibatches))
     minibatches = [rows[at:at + size] for at in range(0, len(rows), size)]
     with torch.no_grad():  # before the first step, while the model is pi_old
-        batches = [[(part, old_logps(part)) for part in micro_batches(batch)]
-                   for batch in minibatches]
+        batches = [[(part, old_logps(part)) for part in micro_batches(b)] for b in minibatches]
     for minibatch, parts in zip(minibatches, batches):
         n_tokens = sum(len(row.a.tokens) for row in minibatch)
         optimizer.zero_grad()
@@ -387,13 +390,14 @@ def update(model, optimizer, rows: list[Row], cfg: Config, vocab: int) -> dict[s
             log.append([loss_sum.item(), (stats["R"] * mask).sum().item(),
                         stats["floored"].sum().item(), stats["R"].max().item()])
         norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip).item())
-        if not math.isfinite(norms[-1]):
+        if not np.isfinite(norms[-1]):
             raise RunError(f"the gradient's norm is {norms[-1]}: stopped before the step")
         optimizer.step()
     log, tokens = np.array(log), sum(len(row.a.tokens) for row in rows)
     loss, R_mean, floored_frac = log[:, :3].sum(0) / tokens
     return dict(loss=loss, R_mean=R_mean, R_max=log[:, 3].max(), floored_frac=floored_frac,
-                grad_norm=np.mean(norms), train_tokens_per_s=tokens / (time.time() - began))
+                logp_gap=max(gaps), grad_norm=np.mean(norms),
+                train_tokens_per_s=tokens / (time.time() - began))
 
 # ---------------------------------------------------------------- evaluation, files, main
 def append(path: Path, rows: list[dict]) -> None:
@@ -425,17 +429,17 @@ def open_run(cfg: Config) -> Path:
     old = json.loads(file.read_text()) if (file := out / "config.json").exists() else config
     other = {name for name in config if config[name] != old.get(name)}
     if other := sorted(other - {"out", "iterations", "save_every"}):  # these may change
-        raise RunError(f"--out {out} holds a run with other settings of {', '.join(other)}")
+        raise RunError(f"--out {out} holds a run of other {', '.join(other)}: give another --out")
     (out / "checkpoint").mkdir(parents=True, exist_ok=True)
     config |= {"torch": torch.__version__, "transformers": transformers.__version__,
                "git": subprocess.getoutput(f"git -C '{Path(__file__).parent}' rev-parse HEAD")}
     file.write_text(json.dumps(config, indent=1))
     return out
 
-def save(out: Path, model, optimizer, iteration: int) -> None:
+def save(out: Path, model, optimizer, iteration: int, drawn: int) -> None:
     """Write the checkpoint aside, then rename it: a kill at any moment leaves a good one."""
     torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(),
-                "iteration": iteration}, out / "checkpoint/part")
+                "iteration": iteration, "drawn": drawn}, out / "checkpoint/part")
     (out / "checkpoint/part").rename(out / "checkpoint/state.pt")
 
 def resume(out: Path, model, optimizer) -> tuple[int, int]:
@@ -445,13 +449,12 @@ def resume(out: Path, model, optimizer) -> tuple[int, int]:
         state = torch.load(file, map_location=model.device)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        iteration = state["iteration"]
+        iteration, drawn = state["iteration"], state["drawn"]
     for path in out.glob("*.jsonl"):
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        rows = [row for row in rows if iteration and row["iteration"] <= iteration]
-        drawn = rows[-1].get("drawn", drawn) if rows else drawn
-        path.unlink()
-        append(path, rows)
+        rows = [row for row in path.read_text().splitlines(True)  # a kill may cut the last row
+                if row[-1] == "\n" and 0 < iteration >= json.loads(row)["iteration"]]
+        path.with_suffix(".part").write_text("".join(rows))
+        path.with_suffix(".part").rename(path)
     return iteration, drawn
 
 def report(out: Path) -> None:
@@ -460,9 +463,8 @@ def report(out: Path) -> None:
     print(evals.to_string(index=False, float_format="{:.3f}".format))
     axes = rows.plot(x="iteration", subplots=True, layout=(2, 3), figsize=(14, 7),
                      y=["acc", "kept_frac", "entropy", "length", "R_max", "grad_norm"])
-    for name, rows in evals.groupby("name"):
-        rows.plot(x="iteration", y=["avg", "pass"], ax=axes[0, 0], marker="o",
-                  label=[f"{name} avg", f"{name} pass"])
+    evals.pivot(index="iteration", columns="name", values=["avg", "pass"]).plot(
+        ax=axes[0, 0], marker="o")
     axes[0, 0].figure.savefig(out / "curves.png", dpi=120)
 
 def train(cfg: Config) -> None:
@@ -492,7 +494,7 @@ def train(cfg: Config) -> None:
         if last or cfg.eval_every and iteration % cfg.eval_every == 0:
             evaluate(model, tokenizer, sets, cfg, out, iteration)
         if last or iteration % cfg.save_every == 0:
-            save(out, model, optimizer, iteration)
+            save(out, model, optimizer, iteration, drawn)
     model.save_pretrained(out / "final")
     tokenizer.save_pretrained(out / "final")
     report(out)

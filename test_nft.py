@@ -690,7 +690,7 @@ def test_a_resume_without_the_moments_of_adam_is_caught(world, finished, tmp_pat
     assert result(run(world, tmp_path / "run")) != result(finished[0])
 
 def test_training_improves_the_answers_and_a_learning_rate_of_zero_does_not(world, tmp_path):
-    flags = dict(questions=9, K=8, eval_every=0, eval_k=32, save_every=99)
+    flags = dict(questions=9, K=16, eval_every=0, eval_k=32, save_every=99)
     before, after = avg_before_and_after(run(world, tmp_path / "run", **flags, iterations=25))
     assert before < 0.2 and after > before + 0.2  # of 288 answers: 5 standard errors
     flags |= dict(iterations=2, lr=0)
@@ -838,7 +838,8 @@ SAME = {
 }
 DIFFERENT = {
     "candidates": [
-        ("41, 42", "42"), ("41 or 42", "42"), ("41=42", "42"), ("x=41, x=42", "42"), ("4 2", "42")],
+        ("41, 42", "42"), ("41 or 42", "42"), ("41=42", "42"), ("x=41, x=42", "42"), ("4 2", "42"),
+        ("2 3", "6"), ("1.2.3", "0.36"), ("5, 100", "5100"), ("(1,2)+(3,4)", "(1,2)")],
     "near misses": [
         ("0.1", "0.1000001"), ("10^{50}+1", "10^{50}"), ("10^{-60}", "0"), ("0.333", "1/3"),
         ("1/2^{99}", "1/2^{98}"), (r"\pi", "3.14159265358979"), ("2^{1000}+1", "2^{1000}"),
@@ -860,7 +861,7 @@ GRADED = [
     (r"\boxed{0.34}", "0.333", False), (r"\boxed{26.99}", "27.0", False),
     (r"first \boxed{41}, no: \boxed{42}", "42", True), ("41 42 43 44", "42", False)]
 HOSTILE = {
-    "tower": "9^{9^{9^{9}}}", "power": "2^(10^10)", "product": "(2^{3999})" * 90,
+    "tower": "9^{9^{9^{9}}}", "power": "2^(10^10)", "product": "(2^{999})" * 90,
     "commas": "," * 20000, "digits": "9" * 10**6, "spaces": " " * 10**6, "root": r"\sqrt" * 290,
     "backslashes": "\\" * 10**4,
     "braces": "{" * 10**4 + "1" + "}" * 10**4, "brackets": "(" * 10**4, "minus": "-" * 290 + "1",
@@ -936,6 +937,6 @@ def test_verify_grades_a_file_from_the_command_line(tmp_path):
         command = [sys.executable, verify.__file__, str(path)]
         return subprocess.run(command, capture_output=True, text=True)
     right, wrong = {"response": r"\boxed{14/24}", "answer": "7/12"}, {"response": "", "answer": "3"}
-    assert run(right, wrong).stdout.splitlines() == ["row 2: None != 3", "1 of 2 right"]
+    assert run(right, wrong).stdout.splitlines() == ["row 2: None for '3'", "1 of 2 right"]
     refused = run(right, {"response": "x"})
     assert refused.returncode == 1 and "row 2" in refused.stderr and "Trace" not in refused.stderr

@@ -2,15 +2,14 @@
 
     extract_answer -> normalise -> tokens -> parse -> equal -> grade
 
-An answer is parsed straight to its value: an exact Fraction as long as that is possible, else
-(roots and pi) a Decimal of 80 digits. Variables stand for fixed points of both signs: x(x+1) is
-x^2+x and x is not -x. Tuples, lists and intervals keep their order, sets do not; `x = 3` stands for
-3. What cannot be read as mathematics is compared as text. Nothing is executed, and every power is
-bounded before it is made. Rounding, by `grade` only: an exact gold wants an exact answer, 0.333 is
-wrong for 1/3; a decimal gold of two or more digits takes what rounds to it, 1/3 is right for 0.333.
+An answer is parsed to its value: an exact Fraction where possible, else (roots, pi) a Decimal of
+80 digits. Variables stand for fixed points of both signs: x(x+1) is x^2+x, x is not -x. Tuples,
+lists and intervals keep their order, sets do not; `x = 3` stands for 3. What is not mathematics is
+compared as text. Nothing is executed, and powers are bounded before they are made. Rounding, by
+`grade` only: an exact gold wants an exact answer, 0.333 is wrong for 1/3; a decimal gold of two or
+more significant digits takes what rounds to it, 1/3 is right for 0.333 and 2.54 for 2.5.
 """
 import json
-import operator
 import random
 import re
 import sys
@@ -18,7 +17,7 @@ from decimal import Decimal, localcontext
 from fractions import Fraction
 from functools import lru_cache
 
-MAX_CHARS, MAX_TOKENS, MAX_DEPTH, MAX_BITS = 1000, 300, 40, 4000  # beyond these: text only
+MAX_CHARS, MAX_DEPTH, MAX_BITS = 1000, 40, 2000  # beyond these: text only
 UNREADABLE = (ArithmeticError, ValueError, TypeError, LookupError, RecursionError)
 PI = Decimal("3.14159265358979323846264338327950288419716939937510582097494459230781640628620899")
 SYMBOLS = {"\\" + name for name in "alpha beta gamma theta lambda mu phi omega infty".split()}
@@ -30,12 +29,12 @@ REWRITES = [(re.compile(pattern), new) for pattern, new in [
     (r"\\[dtc]frac", r"\\frac"), (r"\\(frac|sqrt) ?(\d)", r"\\\1{\2}"), ("−|–", "-"),
     (r"(\\frac ?\{[^{}]*\}) ?(\d)", r"\1{\2}"), (r"\\times|\\cdot|×|·", "*"), (r"\\div|÷", "/"),
     ("π", r"\\pi "), (r"√|(?<!\\)sqrt", r"\\sqrt "), (r"\\[,;: ]|~|\s+", " "),
-    (r"(?<=\d)(?:\{,\}|, ?| )(?=\d{3}(?!\d))", ","), (r"^ +|[ .]+$|\\?%$", ""),
+    (r"(?<=\d)(?:\{,\}| )(?=\d{3}(?!\d))", ","), (r"^ +|[ .]*\\?%?[ .]*$", ""),
     (r"(?<![\d.^])(\d+) ?\\frac ?\{(\d+)\} ?\{(\d+)\}", r"(\1+\2/\3)"),  # mixed: 1\frac12
     (r"(?<![\d.])(\d+) (\d+) ?/ ?(\d+)", r"(\1+\2/\3)")]]
-TOKEN = re.compile(r"(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d{1,2}(?!\w))?|\\?[a-z]{2,}|\\?\S", re.I)
-OPERATORS = {"+": (1, operator.add), "-": (1, operator.sub), "*": (2, operator.mul),
-             "/": (2, operator.truediv), "^": (4, operator.pow)}  # 3 is the sign of -x
+TOKEN = re.compile(r"\.?\d[\d. ]*(?:e[-+]?\d{1,2}(?!\w))?|\\?[a-z]{2,}|\\?\S", re.I)
+OPERATORS = {"+": (1, lambda a, b: a - -b), "-": (1, lambda a, b: a - b),  # tuples refuse these
+             "*": (2, lambda a, b: a * b), "/": (2, lambda a, b: a / b), "^": (4, pow)}
 CLOSE = {"(": ")]", "[": ")]", "{": "}", r"\{": [r"\}"]}
 
 def extract_answer(text: str) -> str | None:
@@ -76,8 +75,6 @@ class Parser:
 
     def __init__(self, text: str, point: int):
         self.tokens, self.point, self.depth = ["", *TOKEN.findall(text)[::-1]], point, 0
-        if len(self.tokens) > MAX_TOKENS:
-            raise ValueError("too long")
 
     def items(self, closers) -> tuple[list, str]:
         """What stands between commas up to a closing token ("" is the end), and that token."""
@@ -172,7 +169,7 @@ def check_gold(gold: str) -> None:
     if not isinstance(gold, str) or len(gold) > MAX_CHARS or not normalise(gold):
         raise ValueError(f"the gold answer is empty, too long or no text: {gold!r:.50}")
     braces = re.findall(r"(?<!\\)[{}]", gold)
-    if braces.count("{") != braces.count("}") or gold.strip()[-1] in "+-*/^=<(":
+    if braces.count("{") != braces.count("}") or gold.strip()[-1] in "+-*/^=(":
         raise ValueError(f"the gold answer {gold!r} is cut off")
 
 def main(path: str) -> None:
@@ -181,7 +178,7 @@ def main(path: str) -> None:
     try:
         for n, line in enumerate(open(path, encoding="utf-8"), 1):
             if not grade((row := json.loads(line))["response"], str(row["answer"])):
-                wrong.append(f"row {n}: {extract_answer(row['response'])!s:.80} != {row['answer']}")
+                wrong.append(f"row {n}: {extract_answer(row['response'])!a} for {row['answer']!a}")
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         sys.exit(f"{path}, row {n}: no JSON with a text `response` and an `answer` ({error!r})")
     print(*wrong, f"{n - len(wrong)} of {n} right", sep="\n")
