@@ -463,9 +463,10 @@ def report(out: Path) -> None:
     print(evals.to_string(index=False, float_format="{:.3f}".format))
     axes = rows.plot(x="iteration", subplots=True, layout=(2, 3), figsize=(14, 7),
                      y=["acc", "kept_frac", "entropy", "length", "R_max", "grad_norm"])
-    evals.pivot(index="iteration", columns="name", values=["avg", "pass"]).plot(
-        ax=axes[0, 0], marker="o")
-    axes[0, 0].figure.savefig(out / "curves.png", dpi=120)
+    evals = evals.pivot(index="iteration", columns="name", values=["avg", "pass"])
+    evals.columns = evals.columns.map(" of ".join)
+    evals.plot(ax=axes[0, 0], style="o--")
+    axes[0, 0].figure.savefig(out / "curves.png", dpi=90, bbox_inches="tight")
 
 def train(cfg: Config) -> None:
     """Algorithm 1, with an evaluation before, during and after it."""
