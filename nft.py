@@ -332,8 +332,9 @@ def collect(model, tokenizer, data: list[Question], cfg: Config, drawn: int, rou
         share = max(len(kept), 1) / max(len(rows), 1)  # of mixed questions so far
         n = int(np.ceil((cfg.questions - len(kept) // cfg.K) / max(share, 0.3)))
         keys = range(drawn, drawn := drawn + n)
-        shuffles = [np.random.default_rng([cfg.seed, key // len(data)]) for key in keys]
-        order = [s.permutation(len(data))[key % len(data)] for s, key in zip(shuffles, keys)]
+        passes = [np.random.default_rng([cfg.seed, i]).permutation(len(data))
+                  for i in range(keys[0] // len(data), keys[-1] // len(data) + 1)]
+        order = np.concatenate(passes)[keys[0] % len(data):][:n]
         rows += rollout(model, tokenizer, [data[i] for i in order], keys, cfg.K, cfg,
                         seed=2 * cfg.seed, temperature=cfg.temperature)
         kept = [row for row in rows if 0 < row.r_hat < 1 or not mixed_only][:cfg.questions * cfg.K]
@@ -464,8 +465,7 @@ def report(out: Path) -> None:
     axes = rows.plot(x="iteration", subplots=True, layout=(2, 3), figsize=(14, 7),
                      y=["acc", "kept_frac", "entropy", "length", "R_max", "grad_norm"])
     evals = evals.pivot(index="iteration", columns="name", values=["avg", "pass"])
-    evals.columns = evals.columns.map(" of ".join)
-    evals.plot(ax=axes[0, 0], style="o--")
+    evals.set_axis(evals.columns.map(" of ".join), axis=1).plot(ax=axes[0, 0], style="o--")
     axes[0, 0].figure.savefig(out / "curves.png", dpi=90, bbox_inches="tight")
 
 def train(cfg: Config) -> None:

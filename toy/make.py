@@ -35,6 +35,10 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 TOY = Path(__file__).resolve().parent
+sys.path.insert(0, str(TOY.parent))
+import nft  # noqa: E402
+from verify import grade  # noqa: E402
+
 PHRASES = ["{}=?", "What is {}?", "Find {}."]
 MIXTURE = {"careful": 0.25, "careless": 0.35, "guess": 0.40}  # solvers of the second part
 SLIP = 0.2  # a careless solver's chance of error in an operation
@@ -225,12 +229,6 @@ def make_model(tokenizer, hidden: int, layers: int) -> Qwen2ForCausalLM:
 
 
 # ---------------------------------------------------------------- pretraining
-def prompt_ids(tokenizer, question: str) -> list[int]:
-    messages = [{"role": "user", "content": question}]
-    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    return tokenizer.encode(text)
-
-
 def examples(rng, tokenizer, n: int, mixture: dict[str, float], taken: set[str]) -> list:
     """n pairs (token ids, length of the prompt), sorted by length."""
     rows = []
@@ -239,7 +237,7 @@ def examples(rng, tokenizer, n: int, mixture: dict[str, float], taken: set[str])
         if show(tree) in taken:
             continue
         solver, = rng.choices(list(mixture), list(mixture.values()))
-        prompt = prompt_ids(tokenizer, question)
+        prompt = nft.encode(tokenizer, question, instruction="")
         answer = solve(rng, tree, solver) + tokenizer.eos_token
         rows.append((prompt + tokenizer.encode(answer), len(prompt)))
     return sorted(rows, key=lambda row: len(row[0]))
@@ -290,12 +288,9 @@ def pretrain(model, data, steps: int) -> None:
 
 def measure(model, tokenizer, path: Path, K: int = 16) -> str:
     """avg and pass@K of the model at temperature 1, by the project's own sampler and verifier."""
-    sys.path.insert(0, str(TOY.parent))
-    from nft import sample
-    from verify import grade
     rows = [json.loads(line) for line in open(path)]
-    prompts = [prompt_ids(tokenizer, row["question"]) for row in rows]
-    answers = sample(model, prompts, K, LONGEST, eos_ids=[tokenizer.eos_token_id])
+    prompts = [nft.encode(tokenizer, row["question"], instruction="") for row in rows]
+    answers = nft.sample(model, prompts, K, LONGEST, eos_ids=[tokenizer.eos_token_id])
     r = torch.tensor([
         a.finished and grade(tokenizer.decode(a.tokens), rows[i // K]["answer"])
         for i, a in enumerate(answers)
