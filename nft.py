@@ -21,9 +21,9 @@ import json
 import subprocess
 import sys
 import time
+from collections import namedtuple
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import datasets
 import numpy as np
@@ -174,11 +174,8 @@ def load_model(cfg: Config):
         raise RunError(f"--model {cfg.model}: its logits are not just hidden states times a matrix")
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer  # no dropout
 
-@dataclass
-class Question:
-    prompt: list[dict] | str  # chat messages, or text
-    answer: str
-    tokens: list[int] = field(default_factory=list)  # the prompt as the model reads it
+# prompt: chat messages or text; answer: the gold; tokens: the prompt as the model reads it
+Question = namedtuple("Question", "prompt answer tokens", defaults=[()])
 
 def load_questions(path: str, tokenizer=None, cfg: Config | None = None) -> list[Question]:
     """Questions of a .jsonl, .json or .parquet file, or of HUB_ID[:SPLIT]; RunError names the row.
@@ -244,10 +241,8 @@ def token_logps(model, prompts: list[list[int]], answers: list[list[int]], *,
     logp = logp.split([len(a) for a in answers])
     return pad_sequence(logp, True), pad_sequence([torch.ones_like(row) for row in logp], True)
 
-class Answer(NamedTuple):
-    tokens: list[int]  # EOS included
-    logps: list[float]  # of each token, under the distribution it was drawn from
-    finished: bool  # ended by EOS, not cut at max_new
+# ids, EOS included; log-prob of each where it was drawn; whether EOS ended it, not max_new
+Answer = namedtuple("Answer", "tokens logps finished")
 
 def pick(logits: Tensor, u: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
     """Draw by inverse CDF from softmax(logits / temperature), or from its nucleus top_p: logits
@@ -301,12 +296,8 @@ def sample(model, prompts: list[list[int]], K: int, max_new: int, *, eos_ids, te
             for row, logp, n in zip(tokens.tolist(), logps.tolist(), length.tolist())]
 
 # ---------------------------------------------------------------- Algorithm 1: collect, update
-class Row(NamedTuple):  # a graded answer; the K of a question stand together
-    q: Question
-    a: Answer
-    r: float
-    r_hat: float
-    text: str = ""
+# Question, Answer, its verdict and text, mean verdict; the K of a question stand together
+Row = namedtuple("Row", "q a r text r_hat")
 
 def rollout(model, tokenizer, questions: list[Question], keys, K: int, cfg: Config, **how):
     """K rows for each question, sampled and graded; `how` goes to `sample`."""
@@ -321,7 +312,7 @@ def rollout(model, tokenizer, questions: list[Question], keys, K: int, cfg: Conf
             group = answers[i * K:(i + 1) * K]
             texts = [tokenizer.decode(a.tokens, skip_special_tokens=True) for a in group]
             r = [float(a.finished and grade(text, q.answer)) for a, text in zip(group, texts)]
-            rows += [Row(q, a, r_k, sum(r) / K, text) for a, r_k, text in zip(group, r, texts)]
+            rows += [Row(q, *row, sum(r) / K) for row in zip(group, r, texts)]
     return rows
 
 def collect(model, tokenizer, data: list[Question], cfg: Config, drawn: int, rounds: int = 10):
@@ -424,9 +415,10 @@ def evaluate(model, tokenizer, sets: dict, cfg: Config, out: Path, iteration: in
         tqdm.write(f"after iteration {iteration}: {name} avg@{cfg.eval_k} {avg:.1%}, "
                    f"pass@{cfg.eval_k} {hit:.1%} of {len(questions)} questions")
 
-def open_run(cfg: Config) -> Path:
-    """The folder --out, with config.json. Raises RunError if it holds a run of other settings."""
-    out, config = Path(cfg.out), asdict(cfg)
+def open_run(cfg: Config, model, optimizer) -> tuple[Path, int, int]:
+    """The folder --out, and where its run stands: iteration, questions drawn. Loads the checkpoint
+    and drops rows written after it. RunError if the folder holds a run of other settings."""
+    out, config, state = Path(cfg.out), asdict(cfg), {"iteration": 0, "drawn": 0}
     old = json.loads(file.read_text()) if (file := out / "config.json").exists() else config
     other = {name for name in config if config[name] != old.get(name)}
     if other := sorted(other - {"out", "iterations", "save_every"}):  # these may change
@@ -435,28 +427,22 @@ def open_run(cfg: Config) -> Path:
     config |= {"torch": torch.__version__, "transformers": transformers.__version__,
                "git": subprocess.getoutput(f"git -C '{Path(__file__).parent}' rev-parse HEAD")}
     file.write_text(json.dumps(config, indent=1))
-    return out
+    if (file := out / "checkpoint/state.pt").exists():
+        state = torch.load(file, map_location=model.device)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+    for path in out.glob("*.jsonl"):
+        rows = [row for row in path.read_text().splitlines(True)  # a kill may cut the last row
+                if row[-1] == "\n" and 0 < state["iteration"] >= json.loads(row)["iteration"]]
+        path.with_suffix(".part").write_text("".join(rows))
+        path.with_suffix(".part").rename(path)
+    return out, state["iteration"], state["drawn"]
 
 def save(out: Path, model, optimizer, iteration: int, drawn: int) -> None:
     """Write the checkpoint aside, then rename it: a kill at any moment leaves a good one."""
     torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(),
                 "iteration": iteration, "drawn": drawn}, out / "checkpoint/part")
     (out / "checkpoint/part").rename(out / "checkpoint/state.pt")
-
-def resume(out: Path, model, optimizer) -> tuple[int, int]:
-    """Load the checkpoint, if any -> iteration, questions drawn. Rows after it are forgotten."""
-    iteration, drawn = 0, 0
-    if (file := out / "checkpoint/state.pt").exists():
-        state = torch.load(file, map_location=model.device)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        iteration, drawn = state["iteration"], state["drawn"]
-    for path in out.glob("*.jsonl"):
-        rows = [row for row in path.read_text().splitlines(True)  # a kill may cut the last row
-                if row[-1] == "\n" and 0 < iteration >= json.loads(row)["iteration"]]
-        path.with_suffix(".part").write_text("".join(rows))
-        path.with_suffix(".part").rename(path)
-    return iteration, drawn
 
 def report(out: Path) -> None:
     """Print the table of evaluations and draw curves.png."""
@@ -473,13 +459,13 @@ def train(cfg: Config) -> None:
     model, tokenizer = load_model(cfg)
     named = [part.rpartition("=")[::2] for part in cfg.eval.split(",")]
     sets = {name or Path(path).stem: load_questions(path, tokenizer, cfg) for name, path in named}
-    if cfg.eval_only:
-        return evaluate(model, tokenizer, sets, cfg, open_run(cfg), iteration=0)
-    data, out = load_questions(cfg.train, tokenizer, cfg), open_run(cfg)
+    data = [] if cfg.eval_only else load_questions(cfg.train, tokenizer, cfg)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=cfg.weight_decay)
-    done, drawn = resume(out, model, optimizer)
+    out, done, drawn = open_run(cfg, model, optimizer)
     if done == 0:
         evaluate(model, tokenizer, sets, cfg, out, iteration=0)
+    if cfg.eval_only:
+        return
     for iteration in (bar := tqdm(range(done + 1, cfg.iterations + 1))):
         began, lr = time.time(), cfg.lr * min(1, iteration / max(1, cfg.warmup))
         for group in optimizer.param_groups:
