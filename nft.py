@@ -80,8 +80,7 @@ ALGORITHMS = {  # --algo: loss, what it fixes of the loss's arguments, train on 
     "rft": (nft_loss, {"neg_weight": 0.0}, True),
     "grpo": (grpo_loss, {"std": True}, False),
     "dr_grpo": (grpo_loss, {"std": False}, False),
-    "dapo": (grpo_loss, {"std": True}, True),
-}
+    "dapo": (grpo_loss, {"std": True}, True)}
 
 # ---------------------------------------------------------------- configuration
 class RunError(ValueError):
@@ -147,8 +146,7 @@ PRESETS = {
     "toy": {},
     "7b": PAPER | dict(model="Qwen/Qwen2.5-Math-7B", max_prompt=512, max_new=3584),
     "32b": PAPER | dict(model="Qwen/Qwen2.5-32B", max_prompt=2048, max_new=14336,
-                        eval_temperature=0.6),
-}
+                        eval_temperature=0.6)}
 
 def parse_args(argv: list[str] | None) -> Config:
     """Flags over the preset's values over the defaults. Raises RunError, or exits as argparse."""
@@ -157,6 +155,11 @@ def parse_args(argv: list[str] | None) -> Config:
     return Config(**vars(parser.parse_args(argv)))
 
 # ---------------------------------------------------------------- model and questions
+# prompt: chat messages or text; answer: the gold; its tokens: the prompt as the model reads it
+Question = namedtuple("Question", "prompt answer tokens", defaults=[()])
+Answer = namedtuple("Answer", "tokens logps finished")  # ids with EOS; log-probs; ended by EOS?
+Row = namedtuple("Row", "q a r text r_hat")  # an answer graded; the K of a question stand together
+
 def load_model(cfg: Config):
     """Model, its list of EOS ids completed, and tokenizer. Raises RunError if one is missing."""
     dtype = torch.float64 if cfg.dtype == "float64" else torch.float32
@@ -173,9 +176,6 @@ def load_model(cfg: Config):
     if abs(logp - token_logps(model, [[0]], [[1]])[0].item()) > 1e-3:  # as in Gemma 2
         raise RunError(f"--model {cfg.model}: its logits are not just hidden states times a matrix")
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer  # no dropout
-
-# prompt: chat messages or text; answer: the gold; tokens: the prompt as the model reads it
-Question = namedtuple("Question", "prompt answer tokens", defaults=[()])
 
 def load_questions(path: str, tokenizer=None, cfg: Config | None = None) -> list[Question]:
     """Questions of a .jsonl, .json or .parquet file, or of HUB_ID[:SPLIT]; RunError names the row.
@@ -230,7 +230,6 @@ def token_logps(model, prompts: list[list[int]], answers: list[list[int]], *,
     hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
     hidden, target = hidden[:, :-1][is_answer[:, 1:]], ids[is_answer]  # state t - 1 predicts t
     weight = model.get_output_embeddings().weight[:vocab]
-
     def logp_of(hidden, target):
         logp = log_softmax(torch.nn.functional.linear(hidden, weight), temperature)
         return logp.gather(-1, target[:, None])[:, 0]
@@ -240,9 +239,6 @@ def token_logps(model, prompts: list[list[int]], answers: list[list[int]], *,
                       for h, y in zip(hidden.split(chunk), target.split(chunk))])
     logp = logp.split([len(a) for a in answers])
     return pad_sequence(logp, True), pad_sequence([torch.ones_like(row) for row in logp], True)
-
-# ids, EOS included; log-prob of each where it was drawn; whether EOS ended it, not max_new
-Answer = namedtuple("Answer", "tokens logps finished")
 
 def pick(logits: Tensor, u: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
     """Draw by inverse CDF from softmax(logits / temperature), or from its nucleus top_p: logits
@@ -267,9 +263,7 @@ def sample(model, prompts: list[list[int]], K: int, max_new: int, *, eos_ids, te
     u = torch.from_numpy(np.stack(u)).to(model.device)
     eos, cache = torch.tensor(sorted(eos_ids), device=u.device), transformers.DynamicCache()
     tokens, logps = torch.zeros_like(u, dtype=torch.long), torch.zeros_like(u, dtype=torch.float64)
-    length = tokens.new_zeros(len(u))  # 0 until EOS
-    live = torch.arange(len(u), device=u.device)  # answers still in the batch
-
+    length, live = tokens.new_zeros(len(u)), torch.arange(len(u), device=u.device)
     def next_logits(ids, mask):  # read ids, the last columns of mask, into the cache: (B, V)
         position = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1]:]
         return model(input_ids=ids, attention_mask=mask, position_ids=position, use_cache=True,
@@ -282,8 +276,8 @@ def sample(model, prompts: list[list[int]], K: int, max_new: int, *, eos_ids, te
     cache.batch_repeat_interleave(K)
     for t in range(max_new):
         token, logp = pick(logits, u[live, t], temperature, top_p)
-        tokens[live, t], logps[live, t] = token, logp.double()
-        length[live[(length[live] == 0) & torch.isin(token, eos)]] = t + 1
+        tokens[live, t], logps[live, t] = token, logp.double()  # live: answers still in the batch
+        length[live[(length[live] == 0) & torch.isin(token, eos)]] = t + 1  # 0 until EOS
         going = (length[live] == 0).nonzero()[:, 0]
         if len(going) == 0 or t + 1 == max_new:
             break
@@ -296,9 +290,6 @@ def sample(model, prompts: list[list[int]], K: int, max_new: int, *, eos_ids, te
             for row, logp, n in zip(tokens.tolist(), logps.tolist(), length.tolist())]
 
 # ---------------------------------------------------------------- Algorithm 1: collect, update
-# Question, Answer, its verdict and text, mean verdict; the K of a question stand together
-Row = namedtuple("Row", "q a r text r_hat")
-
 def rollout(model, tokenizer, questions: list[Question], keys, K: int, cfg: Config, **how):
     """K rows for each question, sampled and graded; `how` goes to `sample`."""
     rows, step = [], max(1, cfg.sample_rows // K)
@@ -348,19 +339,16 @@ def update(model, optimizer, rows: list[Row], cfg: Config, vocab: int) -> dict[s
     began, log, norms, gaps = time.time(), [], [], []
     loss_fn, fixed, _ = ALGORITHMS[cfg.algo]
     settings = {name: vars(cfg).get(name) for name in loss_fn.__kwdefaults__} | fixed
-
     def score(part):
         prompts, answers = [row.q.tokens for row in part], [row.a.tokens for row in part]
         with torch.autocast(model.device.type, torch.bfloat16, cfg.dtype == "bfloat16"):
             return token_logps(model, prompts, answers, temperature=cfg.temperature, vocab=vocab)
-
     def old_logps(part):  # the sampler's own; in bf16 these are too rough, and are scored again
         logps = [torch.tensor(row.a.logps, dtype=model.dtype) for row in part]
         logps = pad_sequence(logps, True).to(model.device)
         scored = score(part)[0] if cfg.dtype == "bfloat16" else logps
         gaps.append((scored - logps).abs().max().item())
         return scored
-
     def micro_batches(batch):  # longest first, micro_tokens with padding each
         batch = sorted(batch, key=lambda row: -len(row.q.tokens + row.a.tokens))
         while batch:
@@ -450,8 +438,7 @@ def report(out: Path) -> None:
     print(evals.to_string(index=False, float_format="{:.3f}".format))
     axes = rows.plot(x="iteration", subplots=True, layout=(2, 3), figsize=(14, 7),
                      y=["acc", "kept_frac", "entropy", "length", "R_max", "grad_norm"])
-    evals = evals.pivot(index="iteration", columns="name", values=["avg", "pass"])
-    evals.set_axis(evals.columns.map(" of ".join), axis=1).plot(ax=axes[0, 0], style="o--")
+    evals.pivot_table(["avg", "pass"], "iteration", "name").plot(ax=axes[0, 0], style="o--")
     axes[0, 0].figure.savefig(out / "curves.png", dpi=90, bbox_inches="tight")
 
 def train(cfg: Config) -> None:
@@ -468,8 +455,7 @@ def train(cfg: Config) -> None:
         return
     for iteration in (bar := tqdm(range(done + 1, cfg.iterations + 1))):
         began, lr = time.time(), cfg.lr * min(1, iteration / max(1, cfg.warmup))
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        optimizer.param_groups[0]["lr"] = lr
         rows, metrics = collect(model, tokenizer, data, cfg, drawn)
         metrics |= update(model, optimizer, rows, cfg, len(tokenizer))  # the new model is pi_old
         metrics = {"iteration": iteration, **metrics, "lr": lr, "seconds": time.time() - began}
