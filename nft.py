@@ -122,7 +122,7 @@ class Config:
     eval_only: bool = flag(False, "evaluate --model and stop")
     save_every: int = flag(10, "iterations between checkpoints")
     sample_rows: int = flag(512, "answers decoded side by side; bounds key/value memory")
-    micro_tokens: int = flag(8192, "tokens of a micro-batch, padding included; bounds activations")
+    micro_tokens: int = flag(1024, "tokens of a micro-batch, padding included; bounds activations")
     dtype: str = flag("float32", "bfloat16 keeps fp32 weights", "float32", "bfloat16", "float64")
     seed: int = flag(0, "of all randomness")
 

@@ -365,6 +365,8 @@ def bench_sizes(args):
             axis.loglog(sizes, y, "o-", label=f"{kind}: as {name}^{growth:.1f}")
             axis.legend()
             axis.set_xlabel(name)
+            axis.set_xticks(sizes, sizes)
+            axis.minorticks_off()
             axis.grid(alpha=0.3)
             for size, value in zip(sizes, y):
                 yield entry("sizes", f"{kind}, {name} {size}", value, unit=unit)
