@@ -972,13 +972,13 @@ HOSTILE = {         # kept in a box; none is 42, and none may take long, grow, o
     "tower": "9^{9^{9^{9}}}", "power": "2^(10^10)", "factorial": "(10^9)!", "factorials": "9!!!!!!",
     "binomial": r"\binom{10^9}{5\cdot10^8}", "exponential": r"e^{e^{e^{e^{9}}}}",
     "exponent": "1e999999999", "digits": "9" * 10**6, "commas": "," * 20000, "spaces": " " * 10**6,
-    "braces": "{" * 10**4 + "1" + "}" * 10**4, "brackets": "(" * 10**4, "bars": "|" * 1900,
-    "parentheses": "(" * 900 + "1" + ")" * 900, "minus": "-" * 1900 + "1", "nul": "\0" * 999,
-    "fractions": r"\frac{1}{" * 5000 + "2" + "}" * 5000, "units": "5 " + "cm " * 600,
+    "braces": "{" * 10**4 + "1" + "}" * 10**4, "brackets": "(" * 10**4, "bars": "|" * 900,
+    "parentheses": "(" * 900 + "1" + ")" * 900, "minus": "-" * 900 + "1", "nul": "\0" * 999,
+    "fractions": r"\frac{1}{" * 5000 + "2" + "}" * 5000, "units": "5 " + "cm " * 300,
     "matrix": r"\begin{pmatrix}" + r"\\".join(["&".join("1" * 1000)] * 1000) + r"\end{pmatrix}",
     "sum": r"\sum_{n=1}^{10^9}\frac{1}{n^2}", "integral": r"\int_0^\infty e^{-x^2}dx",
     "limit": r"\lim_{n\to\infty}(1+1/n)^n", "sines": "+".join([r"\sin(10^{140}x)"] * 40),
-    "powers": "+".join(["x^y"] * 100), "signs": r"\pm 1," * 100, "letters": "a" * 1900,
+    "powers": "+".join(["x^y"] * 100), "signs": r"\pm 1," * 100, "letters": "a" * 900, "ors": "or" * 450,
     "code": "__import__('os').system('touch CANARY')", "division": "1/0",
     "infinity": r"\infty-\infty", "text": r"\text{" * 20000, "dollars": "$" * 10**6,
     "backslashes": "\\" * 10**6, "newlines": "\n" * 10**6, "pipes": "|" * 10**6}
@@ -1056,13 +1056,14 @@ for name, text in texts.items():
     seconds = []
     for _ in range(3):
         for gold in golds:
+            verify.read.cache_clear(), verify.number.cache_clear()
             start = time.process_time()
             assert not verify.grade("\\\\boxed{" + text + "}", gold), (name, gold)
             assert not verify.grade("Answer: " + text, gold), (name, gold)
             seconds.append((time.process_time() - start) / 2)
     tracemalloc.start()
     verify.grade("\\\\boxed{" + text + "} ", "42")
-    report[name] = [sorted(seconds)[6], tracemalloc.get_traced_memory()[1]]
+    report[name] = [sorted(seconds)[4], tracemalloc.get_traced_memory()[1]]
     tracemalloc.stop()
 print(json.dumps(report))
 """

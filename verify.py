@@ -16,7 +16,7 @@ from unicodedata import normalize
 
 import mpmath
 
-MAX_CHARS, MAX_TOKENS, LIMIT, TINY = 2000, 250, 2.0 ** 525, 1e-150  # beyond these: text only
+MAX_CHARS, MAX_TOKENS, LIMIT, TINY = 1000, 250, 2.0 ** 525, 1e-150  # beyond these: text only
 MP = mpmath.mp.clone()  # threads share it: nothing here changes its precision
 MP.dps = 200
 FUNCTIONS = "sinh cosh tanh asin acos atan arcsin arccos arctan sin cos tan ln log".split()
