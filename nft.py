@@ -4,23 +4,17 @@ A model answers a question K times and a verifier calls each answer right (r = 1
 With r_hat the mean verdict, Bayes splits the policy that gave the answers (Eq 7):
     r_hat pi+ + (1 - r_hat) pi- = pi_old,  so  pi_theta- := (pi_old - r_hat pi_theta+) / (1 - r_hat)
 is an *implicit* negative policy made of pi_theta+, the very network being trained: fitting it to
-wrong answers by maximum likelihood trains pi_theta+. With token ratios R = pi_theta+ / pi_old the
-whole method is one supervised loss (Eq 10):
-    R_neg = (1 - r_hat R) / (1 - r_hat)
-    loss  = - sum_{q,a} omega(q) sum_t [ r log R + (1 - r) log max_v(R_neg, eps) ]
+wrong answers trains pi_theta+. With token ratios R = pi_theta+ / pi_old all is one loss (Eq 10):
+    loss = - sum omega(q) [ r log R + (1 - r) log max_v((1 - r_hat R) / (1 - r_hat), eps) ]
 On-policy (R = 1) its gradient is GRPO's or Dr. GRPO's, as omega says (test_equivalence.py), and its
 value is 0 whatever the answers: a loss near 0 is no sign of trouble. To run it:
     python nft.py                                       # the toy: learns arithmetic on a CPU
     python nft.py --eval_only --model DIR --eval FILE   # avg@k and pass@k of any model
-    python nft.py --preset 7b                           # Qwen2.5-Math-7B as in the paper
-Glossary: q question, a answer, r verdict, r_hat mean of r over the K answers to q, logp log-prob of
-a token under pi_theta+, logp_old under pi_old, omega weight of q, eps floor of R_neg, mask 1 on
-answer tokens (EOS included); B answers, T tokens of the longest, V vocabulary.
+    NFT_FSDP=1 torchrun --nproc-per-node 8 nft.py --preset 7b   # as in the paper, on 8 GPUs
+Glossary: q question, a answer, r verdict, r_hat its mean over the K answers to q; logp, logp_old
+log-prob of a token under pi_theta+, pi_old; mask 1 on answer tokens and EOS; B answers, T tokens.
 """
-import json
-import subprocess
-import sys
-import time
+import contextlib, json, math, os, re, resource, shutil, signal, subprocess, sys, time, warnings
 from collections import namedtuple
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,30 +23,31 @@ import datasets
 import numpy as np
 import pandas as pd
 import torch
+import torch.distributed.checkpoint as dcp
 import transformers
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
+from torch import Tensor, distributed as dist
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+from torch.nn.utils import clip_grads_with_norm_, rnn
 from tqdm import tqdm
+from transformers.distributed import DistributedConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from verify import check_gold, extract_answer, grade
-
 # ---------------------------------------------------------------- the method: tensors to tensors
 def max_v(x: Tensor, eps: float) -> Tensor:
     """Eq 10's straight-through floor: the value of max(x, eps), the gradient of x. A plain maximum
     has no gradient below eps and halves it on the tie x = eps = 1, where on-policy steps start."""
     return x.clamp(min=eps).detach() + (x - x.detach())  # stop_gradient[max(x, eps) - x] + x
-
 def prompt_weight(r_hat: Tensor, omega: str) -> Tensor:
     """omega(q) of Eq 10, shaped as r_hat; KeyError for an unknown name."""
     return {"one": torch.ones_like(r_hat), "dr_grpo": 1 - r_hat,
             "grpo": ((1 - r_hat) / r_hat).sqrt()}[omega]
-
 def nft_loss(logp: Tensor, logp_old: Tensor, r: Tensor, r_hat: Tensor, mask: Tensor, *,
              omega: str = "dr_grpo", eps: float = 1.0, neg_weight: float = 1.0):
     """Eq 10, summed over tokens: the caller divides by the tokens of the whole optimiser step.
-    logp, logp_old, mask (B, T); r, r_hat (B, 1), r_hat the mean verdict of the row's question.
-    neg_weight scales the negative term: 1 is NFT, 0 is RFT. Returns loss_sum and, detached, stats
-    (B, T): R, and whether the floor holds a token. Raises ValueError unless 0 < r_hat < 1."""
+    logp, logp_old, mask (B, T); r, r_hat (B, 1); neg_weight of the negative term: 1 is NFT, 0 RFT.
+    Returns loss_sum and, detached, stats (B, T): R, and whether the floor holds a token. Raises
+    ValueError unless 0 < r_hat < 1."""
     if not ((r_hat > 0) & (r_hat < 1)).all():
         raise ValueError("nft_loss needs 0 < r_hat < 1: drop questions all right or all wrong")
     log_R = torch.where(mask > 0, logp - logp_old, 0.0)
@@ -64,9 +59,8 @@ def nft_loss(logp: Tensor, logp_old: Tensor, r: Tensor, r_hat: Tensor, mask: Ten
 
 def grpo_loss(logp: Tensor, logp_old: Tensor, r: Tensor, r_hat: Tensor, mask: Tensor, *,
               clip_low: float = 0.2, clip_high: float = 0.2, std: bool = True):
-    """GRPO's clipped surrogate, for contrast; arguments and result as nft_loss, any r_hat. std
-    divides advantages by the *population* standard deviation of the verdicts: Dr. GRPO does not.
-    DAPO is GRPO with clip_high = 0.28 and dynamic sampling."""
+    """GRPO's clipped surrogate; arguments and result as of nft_loss, any r_hat. std: are advantages
+    over the *population* standard deviation? Not so in Dr. GRPO. DAPO is GRPO at clip_high 0.28."""
     R = torch.where(mask > 0, logp - logp_old, 0.0).clamp(max=20).exp()
     A = r - r_hat
     if std:
@@ -74,28 +68,25 @@ def grpo_loss(logp: Tensor, logp_old: Tensor, r: Tensor, r_hat: Tensor, mask: Te
     free, clipped = R * A, R.clamp(1 - clip_low, 1 + clip_high) * A
     loss = -torch.minimum(free, clipped) * mask
     return loss.sum(), {"R": R.detach(), "floored": (clipped < free).detach() * mask}
-
 ALGORITHMS = {  # --algo: loss, what it fixes of the loss's arguments, train on mixed questions only
-    "nft": (nft_loss, {}, True),
-    "rft": (nft_loss, {"neg_weight": 0.0}, True),
-    "grpo": (grpo_loss, {"std": True}, False),
-    "dr_grpo": (grpo_loss, {"std": False}, False),
+    "nft": (nft_loss, {}, True), "rft": (nft_loss, {"neg_weight": 0.0}, True),
+    "grpo": (grpo_loss, {"std": True}, False), "dr_grpo": (grpo_loss, {"std": False}, False),
     "dapo": (grpo_loss, {"std": True}, True)}
-
 # ---------------------------------------------------------------- configuration
 class RunError(ValueError):
     """What one sentence explains (a wrong flag, file or model): `main` prints it and exits 1."""
-
+def require(ok, sentence: str) -> None:
+    if not ok:
+        raise RunError(sentence)
 def flag(default, help: str, *choices):
     return field(default=default, metadata={"help": help, "choices": choices or None})
-
 @dataclass
 class Config:
     """Defaults are the toy's; PRESETS says what the paper's runs change."""
     preset: str = flag("toy", "settings to start from", "toy", "7b", "32b")
     model: str = flag("toy/base", "Hugging Face model: a directory or a Hub id")
-    train: str = flag("toy/train.jsonl", "questions: .jsonl, .json or .parquet, or HUB_ID[:SPLIT]")
-    eval: str = flag("toy/test.jsonl", "held-out sets like --train: PATH or NAME=PATH, by commas")
+    train: str = flag("toy/train.jsonl", "questions: .jsonl, .json, .parquet, ID[[:CONFIG]:SPLIT]")
+    eval: str = flag("toy/test.jsonl", "held-out sets like --train, by commas: [NAME[@k]=]PATH")
     out: str | None = flag(None, "folder of results; if none is given, runs/PRESET-ALGO-SEED")
     instruction: str = flag("", "what follows a question that is text rather than chat messages")
     algo: str = flag("nft", "algorithm", *ALGORITHMS)
@@ -123,122 +114,137 @@ class Config:
     save_every: int = flag(10, "iterations between checkpoints")
     sample_rows: int = flag(512, "answers decoded side by side; bounds key/value memory")
     micro_tokens: int = flag(1024, "tokens of a micro-batch, padding included; bounds activations")
-    dtype: str = flag("float32", "bfloat16 keeps fp32 weights", "float32", "bfloat16", "float64")
+    dtype: str = flag("float32", "bfloat16: over fp32 weights", "float32", "bfloat16", "float64")
+    tensorboard: bool = flag(False, "also log the metrics for TensorBoard, which must be there")
     seed: int = flag(0, "of all randomness")
-
     def __post_init__(self):
         self.omega = self.omega or ("one" if self.algo == "rft" else "dr_grpo")
-        kind = "eval" if self.eval_only else self.algo
-        self.out = self.out or f"runs/{self.preset}-{kind}-{self.seed}"
+        name = f"{self.preset}-{self.algo}-{self.seed}" + "-eval" * self.eval_only
+        self.out = self.out or f"runs/{name}"
         low = dict(K=2, eval_k=1, iterations=1, questions=1, minibatches=1, max_new=1, eps=1e-6,
                    lr=0, grad_clip=1e-6, save_every=1, temperature=0.01, eval_temperature=0, seed=0)
-        for name, value in low.items():
-            if not getattr(self, name) >= value:
-                raise RunError(f"--{name} is {getattr(self, name)}, it must be {value} or more")
+        for name, x in low.items():
+            require(getattr(self, name) >= x, f"--{name} must be {x} or more")
 
+DATA = "hf://datasets/ChenDRAG/VeRL_math_validation/{}.parquet"  # the official code's files
 PAPER = dict(
-    train="hf://datasets/ChenDRAG/VeRL_math_validation/dapo-math-17k_10boxed.parquet",
-    eval="math500=HuggingFaceH4/MATH-500:test,aime24=HuggingFaceH4/aime_2024:train",
+    train=DATA.format("dapo-math-17k_10boxed"), eval=",".join("=".join((k, DATA.format(v))) for k, v
+        in {"aime24@32": "aime-2024-boxed_w_answer", "aime25@32": "aime2025_32_dapo_boxed_w_answer",
+            "amc23@32": "amc2023_32_dapo_boxed_w_answer", "math500@1": "math500_boxed",
+            "olympiad@1": "olympiadbench", "minerva@1": "minerva_math"}.items()),
     instruction="\nPlease reason step by step, and put your final answer within \\boxed{}.",
     iterations=320, questions=512, K=16, minibatches=16, lr=1e-6, warmup=10, eval_top_p=0.7,
-    eval_every=20, sample_rows=256, micro_tokens=16384, dtype="bfloat16")
+    eval_every=20, sample_rows=128, micro_tokens=16384, dtype="bfloat16")
 PRESETS = {
-    "toy": {},
-    "7b": PAPER | dict(model="Qwen/Qwen2.5-Math-7B", max_prompt=512, max_new=3584),
-    "32b": PAPER | dict(model="Qwen/Qwen2.5-32B", max_prompt=2048, max_new=14336,
+    "toy": {}, "7b": PAPER | dict(model="Qwen/Qwen2.5-Math-7B", max_prompt=512, max_new=3584),
+    "32b": PAPER | dict(model="Qwen/Qwen2.5-32B", max_prompt=2048, max_new=14336, sample_rows=32,
                         eval_temperature=0.6)}
-
 def parse_args(argv: list[str] | None) -> Config:
     """Flags over the preset's values over the defaults. Raises RunError, or exits as argparse."""
     parser = transformers.HfArgumentParser(Config, description=__doc__.split("\n")[0])
     parser.set_defaults(**PRESETS[parser.parse_known_args(argv)[0].preset])
     return Config(**vars(parser.parse_args(argv)))
-
-# ---------------------------------------------------------------- model and questions
-# prompt: chat messages or text; answer: the gold; its tokens: the prompt as the model reads it
-Question = namedtuple("Question", "prompt answer tokens", defaults=[()])
-Answer = namedtuple("Answer", "tokens logps finished")  # ids with EOS; log-probs; ended by EOS?
-Row = namedtuple("Row", "q a r text r_hat")  # an answer graded; the K of a question stand together
+# ---------------------------------------------------------------- model, on one process or many
+RANK, WORLD, TP, FSDP = (int(os.environ.get(name, default)) for name, default in
+                         [("RANK", 0), ("WORLD_SIZE", 1), ("NFT_TP", 1), ("NFT_FSDP", 0)])
+SHARE, SHARES = RANK // TP, WORLD // TP  # of the work: NFT_TP ranks hold one model and do one
+def gather(share: list) -> list:
+    """The lists of all shares, one after the other, on every rank."""
+    lists = [share] * WORLD
+    if dist.is_initialized():
+        dist.all_gather_object(lists, share)
+    return sum(lists[::TP], [])
+@contextlib.contextmanager
+def gathered(model, cfg: Config):
+    """To sample in: whole weights on each rank, so that no forward pass waits for another rank."""
+    model.to(model.dtype)  # as in `update`
+    units = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for unit in units:
+        unit.set_reshard_after_forward(False, recurse=False)
+        unit.unshard()
+    with torch.autocast(model.device.type, torch.bfloat16, cfg.dtype == "bfloat16"):
+        yield
+    for unit in units:
+        unit.reshard()
+        unit.set_reshard_after_forward(isinstance(unit, GradientCheckpointingLayer), recurse=False)
 
 def load_model(cfg: Config):
-    """Model, its list of EOS ids completed, and tokenizer. Raises RunError if one is missing."""
-    dtype = torch.float64 if cfg.dtype == "float64" else torch.float32
+    """Model, with all its EOS ids, and tokenizer. A rank reads its part of the weights."""
+    dtype, fsdp = getattr(torch, cfg.dtype), SHARES if FSDP == 1 else FSDP or 1
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(cfg.model)
-        model = transformers.AutoModelForCausalLM.from_pretrained(cfg.model, dtype=dtype)
+        layout = DistributedConfig(tp_size=TP, fsdp_size=fsdp, dp_replicate_size=SHARES // fsdp,
+                                   fsdp_mixed_precision=dtype == torch.bfloat16)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            cfg.model, dtype=torch.promote_types(dtype, torch.float32), distributed_config=layout)
     except Exception as error:  # transformers, tokenizers and safetensors raise many kinds
         raise RunError(f"--model {cfg.model}: {' '.join(str(error).split())}") from error
     eos = np.atleast_1d(model.generation_config.eos_token_id).tolist() + [tokenizer.eos_token_id]
     model.generation_config.eos_token_id = sorted(set(eos) - {None})
-    if not model.generation_config.eos_token_id or len(tokenizer) < 2:  # 1: transformers made it up
-        raise RunError(f"--model {cfg.model}: no tokenizer, or no EOS in it or generation config")
-    logp = model(torch.tensor([[0]])).logits[0, 0].log_softmax(-1)[1]
-    if abs(logp - token_logps(model, [[0]], [[1]])[0].item()) > 1e-3:  # as in Gemma 2
-        raise RunError(f"--model {cfg.model}: its logits are not just hidden states times a matrix")
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer  # no dropout
-
+    require(model.generation_config.eos_token_id, f"--model {cfg.model}: it has no EOS id")
+    require(tokenizer.chat_template, f"--model {cfg.model}: its tokenizer has no chat template")
+    for module in model.to("cuda" if torch.cuda.is_available() else "cpu").modules():
+        module.training = isinstance(module, GradientCheckpointingLayer)  # no dropout
+    with torch.no_grad(), gathered(model, cfg):
+        logp = model(torch.tensor([[0]], device=model.device)).logits[0, 0].log_softmax(-1)[1]
+        same = abs(logp - token_logps(model, [[0]], [[1]])[0]) < 0.3  # unlike in Gemma 2
+        require(same, f"--model {cfg.model}: its logits are not just a matrix times hidden states")
+    return model, tokenizer
+# ---------------------------------------------------------------- questions
+Question = namedtuple("Question", "prompt answer tokens", defaults=[()])  # gold; encoded prompt
 def load_questions(path: str, tokenizer=None, cfg: Config | None = None) -> list[Question]:
-    """Questions of a .jsonl, .json or .parquet file, or of HUB_ID[:SPLIT]; RunError names the row.
-    A gold answer may be bare, follow GSM8K's ####, or stand in the \\boxed{} of a worked solution.
-    With a tokenizer: as tokens, and those above cfg.max_prompt dropped with a count."""
+    """Questions of a file or of HUB_ID[[:CONFIG]:SPLIT]; RunError names a bad row. With a tokenizer
+    they are encoded, and repeated ones and those above cfg.max_prompt dropped."""
     kind = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}.get(Path(path).suffix)
-    name, split = (kind, "") if kind else path.partition(":")[::2]
-    files, where, questions = {"data_files": path} if kind else {}, path, []
+    name, *config = [kind] if kind else path.split(":")
+    split, files = config.pop() if config else "train", {"data_files": path} if kind else {}
+    where, found = path, {}
     try:
-        for n, row in enumerate(datasets.load_dataset(name, split=split or "train", **files), 1):
+        for n, row in enumerate(datasets.load_dataset(name, *config, split=split, **files), 1):
             where, row = f"{path}, row {n}", row | (row.get("reward_model") or {})
             row = {column: value for column, value in row.items() if value is not None}
             prompt = next((row[c] for c in ("question", "problem", "prompt") if c in row), None)
             gold = next((row[c] for c in ("answer", "solution", "ground_truth") if c in row), None)
-            if not prompt or gold is None:
-                raise ValueError(f"no question or no answer among the columns {', '.join(row)}")
-            gold = str(gold).split("####")[-1].strip()
+            require(prompt and gold is not None, f"no question or answer in {', '.join(row)}")
+            gold = str(gold).split("####")[-1].strip()  # GSM8K's way, then MATH's
             gold = extract_answer(gold) or "" if "\\boxed" in gold else gold
             check_gold(gold)
             tokens = encode(tokenizer, prompt, cfg.instruction) if tokenizer else []
-            questions.append(Question(prompt, gold, tokens))
+            if not tokenizer or len(tokens) <= cfg.max_prompt:
+                found[str((prompt, gold)) if tokenizer else n] = Question(prompt, gold, tokens)
     except Exception as error:  # datasets raises many kinds, the reason is in the cause
         raise RunError(f"{where}: {error.__cause__ or str(error) or 'no rows'}") from error
-    fit = [q for q in questions if not tokenizer or len(q.tokens) <= cfg.max_prompt]
-    if len(fit) < len(questions):
-        print(f"{path}: {len(questions) - len(fit)} questions dropped, longer than --max_prompt")
-    if not fit:
-        raise RunError(f"{path}: no question is left")
-    return fit
-
-def encode(tokenizer, prompt: list[dict] | str, instruction: str) -> list[int]:
-    """Tokens of the prompt in the model's chat template, of the bare text where there is none."""
+    if len(found) < n and RANK == 0:
+        print(f"{path}: {n - len(found)} of {n} rows dropped, repeated or above --max_prompt")
+    require(found, f"{path}: no question is left")
+    return list(found.values())
+def encode(tokenizer, prompt: list[dict] | str, instruction: str = "") -> list[int]:
+    """Tokens of the prompt in the model's chat template."""
     if isinstance(prompt, str):
         prompt = [{"role": "user", "content": prompt + instruction}]
-    if tokenizer.chat_template:
-        return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
-    return tokenizer("\n\n".join(message["content"] for message in prompt))["input_ids"]
-
+    return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
 # ---------------------------------------------------------------- scoring and sampling
-def log_softmax(logits: Tensor, temperature: float) -> Tensor:
-    fp32 = torch.promote_types(logits.dtype, torch.float32)  # at least: bf16 is too coarse
-    return (logits.to(fp32) / temperature).log_softmax(-1)
-
+def log_softmax(logits: Tensor, temperature: float) -> Tensor:  # bf16 would be too coarse
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return (logits / temperature).log_softmax(-1)
 def token_logps(model, prompts: list[list[int]], answers: list[list[int]], *,
                 temperature: float = 1.0, vocab: int | None = None) -> tuple[Tensor, Tensor]:
-    """Log-probs of the answers' tokens by teacher forcing, and mask: both (B, T), 0 on padding.
-    prompts, answers: B lists of token ids, none empty; ids from `vocab` on do not exist. Padding
-    is on the right, where causal attention cannot see it, and known by length: pad may be EOS."""
+    """Log-probs of the answers' tokens by teacher forcing, and mask: both (B, T), 0 on padding, as
+    known by length (pad may be EOS); it is on the right, where causal attention cannot see it.
+    prompts, answers: B lists of token ids, none empty; ids from `vocab` on do not exist."""
     rows = list(zip(prompts, answers))
-    ids = pad_sequence([torch.tensor(p + a) for p, a in rows], True).to(model.device)
-    is_answer = pad_sequence([torch.arange(len(p + a)) >= len(p) for p, a in rows], True)
+    ids = rnn.pad_sequence([torch.tensor(p + a) for p, a in rows], True).to(model.device)
+    is_answer = rnn.pad_sequence([torch.arange(len(p + a)) >= len(p) for p, a in rows], True)
     hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
     hidden, target = hidden[:, :-1][is_answer[:, 1:]], ids[is_answer]  # state t - 1 predicts t
-    weight = model.get_output_embeddings().weight[:vocab]
     def logp_of(hidden, target):
-        logp = log_softmax(torch.nn.functional.linear(hidden, weight), temperature)
+        logp = log_softmax(model.get_output_embeddings()(hidden)[:, :vocab], temperature)
         return logp.gather(-1, target[:, None])[:, 0]
-    # a chunk of tokens at a time, made anew in backward: logits of all tokens are never held
-    chunk = max(128, 2**21 // len(weight))
+    # 512 tokens at a time, made anew in backward: logits of all tokens are never held
     logp = torch.cat([torch.utils.checkpoint.checkpoint(logp_of, h, y, use_reentrant=False)
-                      for h, y in zip(hidden.split(chunk), target.split(chunk))])
+                      for h, y in zip(hidden.split(512), target.split(512))])
     logp = logp.split([len(a) for a in answers])
-    return pad_sequence(logp, True), pad_sequence([torch.ones_like(row) for row in logp], True)
+    return tuple(rnn.pad_sequence(x, True) for x in (logp, [torch.ones_like(row) for row in logp]))
 
 def pick(logits: Tensor, u: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
     """Draw by inverse CDF from softmax(logits / temperature), or from its nucleus top_p: logits
@@ -247,64 +253,61 @@ def pick(logits: Tensor, u: Tensor, temperature: float, top_p: float) -> tuple[T
     if top_p < 1:
         logp = transformers.TopPLogitsWarper(top_p)(None, logp).log_softmax(-1)
     cdf = logp.exp().cumsum(-1)
-    if not cdf[:, -1].isfinite().all():
-        raise RunError("log-probs are not finite: the model's weights must be broken")
+    require(cdf[:, -1].isfinite().all(), "log-probs are not finite: the weights must be broken")
     token = torch.searchsorted(cdf, u.to(cdf)[:, None] * cdf[:, -1:], right=True)
     return token[:, 0], logp.gather(-1, token)[:, 0]
-
+Answer = namedtuple("Answer", "tokens logps finished")  # ids with EOS; log-probs; ended by EOS?
 @torch.no_grad()
 def sample(model, prompts: list[list[int]], K: int, max_new: int, *, eos_ids, temperature=1.0,
            top_p=1.0, seed=0, keys=None, vocab=None) -> list[Answer]:
-    """K answers to each prompt, grouped by prompt: len(prompts) * K in all.
-    The numbers answer k is drawn with depend on (seed, key of its prompt, k) alone: not on batch,
-    order or process. `keys` are the prompts' positions unless given; `vocab` as in token_logps."""
+    """K answers to each prompt, grouped by prompt. The numbers answer k is drawn with depend on
+    (seed, key of its prompt, k) alone, not on batch, order or process; keys: 0, 1.. by default."""
     u = [np.random.default_rng([seed, key, k]).random(max_new, np.float32)
          for key in keys or range(len(prompts)) for k in range(K)]
     u = torch.from_numpy(np.stack(u)).to(model.device)
     eos, cache = torch.tensor(sorted(eos_ids), device=u.device), transformers.DynamicCache()
     tokens, logps = torch.zeros_like(u, dtype=torch.long), torch.zeros_like(u, dtype=torch.float64)
     length, live = tokens.new_zeros(len(u)), torch.arange(len(u), device=u.device)
-    def next_logits(ids, mask):  # read ids, the last columns of mask, into the cache: (B, V)
-        position = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1]:]
-        return model(input_ids=ids, attention_mask=mask, position_ids=position, use_cache=True,
-                     past_key_values=cache, logits_to_keep=1).logits[:, -1, :vocab]
     ids = [torch.tensor(p, device=u.device) for p in prompts]
-    mask = pad_sequence([torch.ones_like(p) for p in ids], True, padding_side="left")
-    ids = pad_sequence(ids, True, padding_side="left")  # all answers start in one column
-    logits = next_logits(ids, mask)  # each prompt is read once
-    logits, mask = logits.repeat_interleave(K, 0), mask.repeat_interleave(K, 0)
-    cache.batch_repeat_interleave(K)
+    mask = rnn.pad_sequence([torch.ones_like(p) for p in ids], True, padding_side="left")
+    ids = rnn.pad_sequence(ids, True, padding_side="left")  # all answers start in one column
     for t in range(max_new):
+        position = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1]:]
+        logits = model(input_ids=ids, attention_mask=mask, position_ids=position, use_cache=True,
+                       past_key_values=cache, logits_to_keep=1).logits[:, -1, :vocab]
+        if t == 0:  # each prompt has been read once
+            logits, mask = logits.repeat_interleave(K, 0), mask.repeat_interleave(K, 0)
+            cache.batch_repeat_interleave(K)
         token, logp = pick(logits, u[live, t], temperature, top_p)
         tokens[live, t], logps[live, t] = token, logp.double()  # live: answers still in the batch
         length[live[(length[live] == 0) & torch.isin(token, eos)]] = t + 1  # 0 until EOS
         going = (length[live] == 0).nonzero()[:, 0]
-        if len(going) == 0 or t + 1 == max_new:
+        if len(going) == 0:
             break
         if len(going) < 0.8 * len(live):  # dropping rows copies the cache: not at every step
             cache.batch_select_indices(going)
             live, token, mask = live[going], token[going], mask[going]
-        mask = torch.nn.functional.pad(mask, (0, 1), value=1)
-        logits = next_logits(token[:, None], mask)
+        ids, mask = token[:, None], torch.nn.functional.pad(mask, (0, 1), value=1)
     return [Answer(row[:n or max_new], logp[:n or max_new], n > 0)
             for row, logp, n in zip(tokens.tolist(), logps.tolist(), length.tolist())]
-
 # ---------------------------------------------------------------- Algorithm 1: collect, update
+Row = namedtuple("Row", "q a text r r_hat")  # an answer graded; the K of a question stand together
 def rollout(model, tokenizer, questions: list[Question], keys, K: int, cfg: Config, **how):
-    """K rows for each question, sampled and graded; `how` goes to `sample`."""
+    """K rows for each question, sampled and graded by the ranks in shares; `how` is `sample`'s."""
+    first, last = len(questions) * SHARE // SHARES, len(questions) * (SHARE + 1) // SHARES
     rows, step = [], max(1, cfg.sample_rows // K)
-    for at in range(0, len(questions), step):
-        part = questions[at:at + step]
-        with torch.autocast(model.device.type, torch.bfloat16, cfg.dtype == "bfloat16"):
-            answers = sample(model, [q.tokens for q in part], K, cfg.max_new, vocab=len(tokenizer),
-                             eos_ids=model.generation_config.eos_token_id,
-                             keys=keys[at:at + step], **how)
-        for i, q in enumerate(part):
-            group = answers[i * K:(i + 1) * K]
-            texts = [tokenizer.decode(a.tokens, skip_special_tokens=True) for a in group]
-            r = [float(a.finished and grade(text, q.answer)) for a, text in zip(group, texts)]
-            rows += [Row(q, *row, sum(r) / K) for row in zip(group, r, texts)]
-    return rows
+    with gathered(model, cfg):
+        for at in range(first, last, step):
+            part = slice(at, min(at + step, last))
+            answers = sample(model, [q.tokens for q in questions[part]], K, cfg.max_new,
+                             eos_ids=model.generation_config.eos_token_id, vocab=len(tokenizer),
+                             keys=keys[part], **how)
+            texts = tokenizer.batch_decode([a.tokens for a in answers], skip_special_tokens=True)
+            asked = [q for q in questions[part] for _ in range(K)]
+            r = [float(a.finished and grade(text, q.answer))
+                 for a, text, q in zip(answers, texts, asked)]
+            rows += map(Row, asked, answers, texts, r, np.reshape(r, (-1, K)).mean(1).repeat(K))
+    return gather(rows)
 
 def collect(model, tokenizer, data: list[Question], cfg: Config, drawn: int, rounds: int = 10):
     """Lines 5-9: answer questions until cfg.questions are mixed -> rows to train on, metrics.
@@ -312,174 +315,199 @@ def collect(model, tokenizer, data: list[Question], cfg: Config, drawn: int, rou
     began, mixed_only, rows, kept = time.time(), ALGORITHMS[cfg.algo][2], [], []
     for _ in range(rounds):
         share = max(len(kept), 1) / max(len(rows), 1)  # of mixed questions so far
-        n = int(np.ceil((cfg.questions - len(kept) // cfg.K) / max(share, 0.3)))
-        keys = range(drawn, drawn := drawn + n)
-        passes = [np.random.default_rng([cfg.seed, i]).permutation(len(data))
-                  for i in range(keys[0] // len(data), keys[-1] // len(data) + 1)]
-        order = np.concatenate(passes)[keys[0] % len(data):][:n]
-        rows += rollout(model, tokenizer, [data[i] for i in order], keys, cfg.K, cfg,
-                        seed=2 * cfg.seed, temperature=cfg.temperature)
+        missing = cfg.questions - len(kept) // cfg.K
+        keys = range(drawn, drawn := drawn + math.ceil(missing / max(share, 0.3)))
+        asked = [data[np.random.default_rng([cfg.seed, key // len(data)]).permutation(len(data))
+                      [key % len(data)]] for key in keys]
+        rows += rollout(model, tokenizer, asked, keys, cfg.K, cfg, seed=2 * cfg.seed,
+                        temperature=cfg.temperature)
         kept = [row for row in rows if 0 < row.r_hat < 1 or not mixed_only][:cfg.questions * cfg.K]
         if len(kept) == cfg.questions * cfg.K:
             break
     tokens, acc = sum(len(row.a.tokens) for row in rows), np.mean([row.r for row in rows])
-    if not kept:
-        raise RunError(f"none of {len(rows) // cfg.K} questions in {rounds} rounds got both right "
-                       f"and wrong answers (accuracy {acc:.1%}): there is nothing to learn from")
+    require(kept, f"none of {len(rows) // cfg.K} questions in {rounds} rounds got both right and "
+                  f"wrong answers (accuracy {acc:.1%}): there is nothing to learn from")
     return kept, dict(
         drawn=drawn, kept=len(kept) // cfg.K, acc=acc, r_hat=np.mean([row.r_hat for row in kept]),
         kept_frac=np.mean([0 < row.r_hat < 1 for row in rows]), length=tokens / len(rows),
         truncated_frac=np.mean([not row.a.finished for row in rows]),
         entropy=-sum(sum(row.a.logps) for row in rows) / tokens,  # E[-log p], tokens drawn from p
-        sample_tokens_per_s=tokens / (time.time() - began))
+        sample_tokens_per_s=tokens / (time.time() - began), sample_seconds=time.time() - began)
 
+def micro_batches(rows: list[Row], micro_tokens: int) -> list[tuple[list[Row], float]]:
+    """(rows, weight) for this rank: longest first, micro_tokens with padding each. Ranks get as
+    many, some once more at weight 0: in unequal numbers of passes they would wait for ever."""
+    rows, parts = sorted(rows, key=lambda row: -len(row.q.tokens + row.a.tokens)), []
+    while rows:
+        n = max(1, micro_tokens // len(rows[0].q.tokens + rows[0].a.tokens))
+        parts.append((rows[:n], 1.0))
+        rows = rows[n:]
+    return (parts + [(parts[-1][0], 0.0)] * (-len(parts) % SHARES))[SHARE::SHARES]
 def update(model, optimizer, rows: list[Row], cfg: Config, vocab: int) -> dict[str, float]:
     """Lines 10-16: one optimiser step on each minibatch of questions -> metrics. The loss is its
-    sum over tokens / answer tokens of the minibatch. RunError before a step that is not finite."""
-    began, log, norms, gaps = time.time(), [], [], []
+    sum over tokens / answer tokens of the minibatch, on all ranks. RunError if it is not finite."""
+    began, log, norms = time.time(), [], []
     loss_fn, fixed, _ = ALGORITHMS[cfg.algo]
     settings = {name: vars(cfg).get(name) for name in loss_fn.__kwdefaults__} | fixed
+    model.token_logps = token_logps.__get__(model)
+    register_fsdp_forward_method(model, "token_logps")  # FSDP gathers weights for it
     def score(part):
         prompts, answers = [row.q.tokens for row in part], [row.a.tokens for row in part]
         with torch.autocast(model.device.type, torch.bfloat16, cfg.dtype == "bfloat16"):
-            return token_logps(model, prompts, answers, temperature=cfg.temperature, vocab=vocab)
-    def old_logps(part):  # the sampler's own; in bf16 these are too rough, and are scored again
+            return model.token_logps(prompts, answers, temperature=cfg.temperature, vocab=vocab)
+    def sampled(part):  # the sampler's own log-probs
         logps = [torch.tensor(row.a.logps, dtype=model.dtype) for row in part]
-        logps = pad_sequence(logps, True).to(model.device)
-        scored = score(part)[0] if cfg.dtype == "bfloat16" else logps
-        gaps.append((scored - logps).abs().max().item())
-        return scored
-    def micro_batches(batch):  # longest first, micro_tokens with padding each
-        batch = sorted(batch, key=lambda row: -len(row.q.tokens + row.a.tokens))
-        while batch:
-            n = max(1, cfg.micro_tokens // len(batch[0].q.tokens + batch[0].a.tokens))
-            yield batch[:n]
-            batch = batch[n:]
-    size = cfg.K * int(np.ceil(len(rows) / cfg.K / cfg.minibatches))
+        return rnn.pad_sequence(logps, True).to(model.device)
+    size = cfg.K * math.ceil(len(rows) / cfg.K / cfg.minibatches)
     minibatches = [rows[at:at + size] for at in range(0, len(rows), size)]
-    with torch.no_grad():  # before the first step, while the model is pi_old
-        batches = [[(part, old_logps(part)) for part in micro_batches(b)] for b in minibatches]
-    for minibatch, parts in zip(minibatches, batches):
+    with torch.no_grad():  # while the model is pi_old; in bf16 the sampler's are too rough
+        logp_of = (lambda part: score(part)[0]) if cfg.dtype == "bfloat16" else sampled
+        batches = [[(*part, logp_of(part[0])) for part in micro_batches(rows, cfg.micro_tokens)]
+                   for rows in minibatches]
+    if cfg.dtype == "bfloat16":  # that is, if memory counts
+        model.activation_checkpointing_enable()
+    for minibatch, batch in zip(minibatches, batches):
         n_tokens = sum(len(row.a.tokens) for row in minibatch)
         optimizer.zero_grad()
-        for part, logp_old in parts:
+        for part, weight, logp_old in batch:
             logp, mask = score(part)
+            mask = mask * weight
             r, r_hat = logp.new_tensor([(row.r, row.r_hat) for row in part]).split(1, dim=1)
             loss_sum, stats = loss_fn(logp, logp_old, r, r_hat, mask, **settings)
-            (loss_sum / n_tokens).backward()
-            log.append([loss_sum.item(), (stats["R"] * mask).sum().item(),
-                        stats["floored"].sum().item(), stats["R"].max().item()])
-        norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip).item())
-        if not np.isfinite(norms[-1]):
-            raise RunError(f"the gradient's norm is {norms[-1]}: stopped before the step")
+            (loss_sum * SHARES / n_tokens).backward()  # FSDP takes the mean over ranks
+            gap = (logp - sampled(part)).abs().max() * (not norms)  # in the first step: on policy
+            log.append([x.item() for x in (loss_sum, (stats["R"] * mask).sum(),
+                                           stats["floored"].sum(), stats["R"].max(), gap)])
+        parts = [p.grad.norm() for p in model.parameters()]  # with NFT_TP they lie on two meshes
+        parts = [part.full_tensor() if hasattr(part, "full_tensor") else part for part in parts]
+        norms.append(torch.stack(parts).norm())
+        require(norms[-1].isfinite(), f"step {len(norms)}: the gradient's norm is {norms[-1]}, of "
+                f"questions {sorted({str(row.q.prompt)[:60] for row in minibatch})}")
+        clip_grads_with_norm_(model.parameters(), cfg.grad_clip, norms[-1], foreach=False)
         optimizer.step()
-    log, tokens = np.array(log), sum(len(row.a.tokens) for row in rows)
-    loss, R_mean, floored_frac = log[:, :3].sum(0) / tokens
+        model.to(model.dtype)  # FSDP keeps a tied matrix twice, and its padding hides the step
+    model.activation_checkpointing_disable()
+    log, tokens = np.array(gather(log)), sum(len(row.a.tokens) for row in rows)
+    (loss, R_mean, floored_frac), seconds = log[:, :3].sum(0) / tokens, time.time() - began
     return dict(loss=loss, R_mean=R_mean, R_max=log[:, 3].max(), floored_frac=floored_frac,
-                logp_gap=max(gaps), grad_norm=np.mean(norms),
-                train_tokens_per_s=tokens / (time.time() - began))
-
+                logp_gap=log[:, 4].max(), grad_norm=torch.stack(norms).mean().item(),
+                train_tokens_per_s=tokens / seconds, train_seconds=seconds)
 # ---------------------------------------------------------------- evaluation, files, main
-def append(path: Path, rows: list[dict]) -> None:
-    """Add rows to a file of JSON lines."""
-    with path.open("a") as file:
-        file.writelines(json.dumps(row, default=float) + "\n" for row in rows)
-
-def append_samples(out: Path, rows: list[Row], **where) -> None:
-    """Add rows as text, in the form `python verify.py` reads."""
-    append(out / "samples.jsonl", [dict(**where, question=row.q.prompt, answer=row.q.answer,
-                                        response=row.text, r=row.r) for row in rows])
-
+def append(out: Path, name: str, rows: list, **where) -> None:
+    """Add rows, of graded answers what `python verify.py` reads, to out/NAME.jsonl."""
+    if RANK == 0:
+        rows = [dict(question=row.q.prompt, answer=row.q.answer, response=row.text, r=row.r)
+                if isinstance(row, Row) else row for row in rows]
+        with (out / f"{name}.jsonl").open("a") as file:
+            file.writelines(json.dumps(where | row, default=float) + "\n" for row in rows)
 def evaluate(model, tokenizer, sets: dict, cfg: Config, out: Path, iteration: int) -> None:
-    """Print and log avg@k, the mean verdict, and pass@k, the share of questions got right once."""
-    for name, questions in sets.items():
-        rows = rollout(model, tokenizer, questions, range(len(questions)), cfg.eval_k, cfg,
+    """Log and print avg@k, the mean verdict, with its 95% bootstrap interval over questions, and
+    pass@k, the share got right once; draw the curves. sets: name -> (questions, k)."""
+    for name, (questions, k) in sets.items():
+        rows = rollout(model, tokenizer, questions, range(len(questions)), k, cfg,
                        seed=2 * cfg.seed + 1,  # never the numbers that training draws with
                        temperature=cfg.eval_temperature, top_p=cfg.eval_top_p)
-        avg, hit = np.mean([row.r for row in rows]), np.mean([row.r_hat > 0 for row in rows])
-        append(out / "eval.jsonl", [{"iteration": iteration, "name": name, "n": len(questions),
-                                     "k": cfg.eval_k, "avg": avg, "pass": hit}])
-        append_samples(out, rows[:32], iteration=iteration, set=name)
-        tqdm.write(f"after iteration {iteration}: {name} avg@{cfg.eval_k} {avg:.1%}, "
-                   f"pass@{cfg.eval_k} {hit:.1%} of {len(questions)} questions")
+        each = np.array([row.r_hat for row in rows[::k]])
+        means = np.random.default_rng(0).choice(each, (2000, len(each))).mean(1)
+        low, high = np.quantile(means, [0.025, 0.975])
+        append(out, "eval", [{"name": name, "n": len(each), "k": k, "avg": each.mean(), "low": low,
+                              "high": high, "pass": np.mean(each > 0)}], iteration=iteration)
+        append(out, "samples", rows[:None if cfg.eval_only else 32], iteration=iteration, set=name)
+    if RANK == 0:
+        evals = pd.read_json(out / "eval.jsonl", lines=True)
+        tqdm.write(evals.to_string(index=False, float_format="{:.3f}".format))
+        tqdm.write(f"mean of the sets: {evals.groupby('iteration').avg.mean().round(3).to_dict()}")
+    if RANK == 0 and iteration > 0:
+        axes = pd.read_json(out / "metrics.jsonl", lines=True).plot(
+            x="iteration", subplots=True, layout=(2, 3), figsize=(14, 7),
+            y=["acc", "kept_frac", "entropy", "length", "R_max", "grad_norm"])
+        evals.pivot_table(["avg", "pass"], "iteration", "name").plot(ax=axes[0, 0], style="o--")
+        axes[0, 0].figure.savefig(out / "curves.png", dpi=90, bbox_inches="tight")
 
-def open_run(cfg: Config, model, optimizer) -> tuple[Path, int, int]:
-    """The folder --out, and where its run stands: iteration, questions drawn. Loads the checkpoint
-    and drops rows written after it. RunError if the folder holds a run of other settings."""
-    out, config, state = Path(cfg.out), asdict(cfg), {"iteration": 0, "drawn": 0}
-    old = json.loads(file.read_text()) if (file := out / "config.json").exists() else config
-    other = {name for name in config if config[name] != old.get(name)}
-    if other := sorted(other - {"out", "iterations", "save_every"}):  # these may change
-        raise RunError(f"--out {out} holds a run of other {', '.join(other)}: give another --out")
-    (out / "checkpoint").mkdir(parents=True, exist_ok=True)
-    config |= {"torch": torch.__version__, "transformers": transformers.__version__,
-               "git": subprocess.getoutput(f"git -C '{Path(__file__).parent}' rev-parse HEAD")}
-    file.write_text(json.dumps(config, indent=1))
-    if (file := out / "checkpoint/state.pt").exists():
-        state = torch.load(file, map_location=model.device)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-    for path in out.glob("*.jsonl"):
-        rows = [row for row in path.read_text().splitlines(True)  # a kill may cut the last row
-                if row[-1] == "\n" and 0 < state["iteration"] >= json.loads(row)["iteration"]]
-        path.with_suffix(".part").write_text("".join(rows))
-        path.with_suffix(".part").rename(path)
-    return out, state["iteration"], state["drawn"]
-
-def save(out: Path, model, optimizer, iteration: int, drawn: int) -> None:
-    """Write the checkpoint aside, then rename it: a kill at any moment leaves a good one."""
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(),
-                "iteration": iteration, "drawn": drawn}, out / "checkpoint/part")
-    (out / "checkpoint/part").rename(out / "checkpoint/state.pt")
-
-def report(out: Path) -> None:
-    """Print the table of evaluations and draw curves.png."""
-    evals, rows = (pd.read_json(out / f"{name}.jsonl", lines=True) for name in ("eval", "metrics"))
-    print(evals.to_string(index=False, float_format="{:.3f}".format))
-    axes = rows.plot(x="iteration", subplots=True, layout=(2, 3), figsize=(14, 7),
-                     y=["acc", "kept_frac", "entropy", "length", "R_max", "grad_norm"])
-    evals.pivot_table(["avg", "pass"], "iteration", "name").plot(ax=axes[0, 0], style="o--")
-    axes[0, 0].figure.savefig(out / "curves.png", dpi=90, bbox_inches="tight")
+def open_run(cfg: Config, state: dict) -> Path:
+    """The folder --out: loads its last checkpoint into `state` and drops rows of after it."""
+    out, config = Path(cfg.out), asdict(cfg)
+    if RANK == 0:
+        old = json.loads(file.read_text()) if (file := out / "config.json").exists() else config
+        other = {k for k in config if config[k] != old.get(k)} - {"out", "iterations", "save_every"}
+        require(not other, f"--out {out} holds a run of other {', '.join(other)}: choose another")
+        (out / "checkpoint").mkdir(parents=True, exist_ok=True)
+        config |= {"torch": torch.__version__, "transformers": transformers.__version__,
+                   "git": subprocess.getoutput(f"git -C '{Path(__file__).parent}' rev-parse HEAD")}
+        (out / "part").write_text(json.dumps(config, indent=1))
+        (out / "part").rename(file)
+    if saved := sorted(out.glob("checkpoint/0*")):
+        for p in state["model"].parameters():
+            p.grad = torch.zeros_like(p)
+        state["optimizer"].step()  # at lr 0: makes the moments that are to be loaded
+        dcp.load(state, checkpoint_id=saved[-1])
+    for path in out.glob("*.jsonl") if RANK == 0 else []:  # a kill may have cut the last row
+        rows = [row for row in path.read_bytes().splitlines(True) if row.endswith(b"\n")
+                and 0 < state["iteration"] >= json.loads(row)["iteration"]]
+        os.truncate(path, sum(map(len, rows)))
+    return out
+def save(out: Path, state: dict) -> None:
+    """Write checkpoint/ITERATION aside, then rename it; two are kept. RunError if it cannot be."""
+    part = out / "checkpoint/part"
+    try:
+        dcp.save(state, checkpoint_id=part)
+    except dcp.api.CheckpointException as error:
+        raise RunError(f"cannot write {part}: {list(error.failures.values())[0][0]}") from error
+    if RANK == 0:
+        part.rename(out / f"checkpoint/{state['iteration']:06}")
+        for old in sorted(out.glob("checkpoint/0*"))[:-2]:
+            shutil.rmtree(old)
 
 def train(cfg: Config) -> None:
     """Algorithm 1, with an evaluation before, during and after it."""
     model, tokenizer = load_model(cfg)
-    named = [part.rpartition("=")[::2] for part in cfg.eval.split(",")]
-    sets = {name or Path(path).stem: load_questions(path, tokenizer, cfg) for name, path in named}
-    data = [] if cfg.eval_only else load_questions(cfg.train, tokenizer, cfg)
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=cfg.weight_decay)
-    out, done, drawn = open_run(cfg, model, optimizer)
-    if done == 0:
+    sets = {name or Path(path).stem: (load_questions(path, tokenizer, cfg), int(k or cfg.eval_k))
+            for name, k, path in re.findall(r"(?:([^@=,]+)(?:@([1-9]\d*))?=)?([^,]+)", cfg.eval)}
+    data, stop = [] if cfg.eval_only else load_questions(cfg.train, tokenizer, cfg), []
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=cfg.weight_decay)
+    state = {"model": model, "optimizer": optimizer, "iteration": 0, "drawn": 0}
+    out = open_run(cfg, state)
+    if state["iteration"] == 0:
         evaluate(model, tokenizer, sets, cfg, out, iteration=0)
     if cfg.eval_only:
         return
-    for iteration in (bar := tqdm(range(done + 1, cfg.iterations + 1))):
+    if cfg.tensorboard:
+        from torch.utils.tensorboard import SummaryWriter
+        board = SummaryWriter(out) if RANK == 0 else None
+    signal.signal(signal.SIGTERM, lambda *_: stop.append(True))  # of a job to be preempted
+    for iteration in (bar := tqdm(range(state["iteration"] + 1, cfg.iterations + 1), disable=RANK)):
         began, lr = time.time(), cfg.lr * min(1, iteration / max(1, cfg.warmup))
         optimizer.param_groups[0]["lr"] = lr
-        rows, metrics = collect(model, tokenizer, data, cfg, drawn)
+        rows, metrics = collect(model, tokenizer, data, cfg, state["drawn"])
         metrics |= update(model, optimizer, rows, cfg, len(tokenizer))  # the new model is pi_old
-        metrics = {"iteration": iteration, **metrics, "lr": lr, "seconds": time.time() - began}
-        append(out / "metrics.jsonl", [metrics])
-        append_samples(out, rows[:4], iteration=iteration, set="train")
-        bar.set_postfix({name: f"{metrics[name]:.3g}" for name in
-                         ("acc", "kept_frac", "entropy", "sample_tokens_per_s")})
-        drawn, last = metrics["drawn"], iteration == cfg.iterations
+        peak = torch.cuda.max_memory_allocated() or 1024 * resource.getrusage(0).ru_maxrss
+        flops = 6 * model.num_parameters() * sum(len(row.q.tokens + row.a.tokens) for row in rows)
+        metrics |= {"lr": lr, "peak_gb": max(gather([peak / 1e9])), "seconds": time.time() - began,
+                    "mfu": flops / metrics["train_seconds"] / WORLD / 989e12}  # of H100s in bf16
+        append(out, "metrics", [metrics], iteration=iteration)
+        for name in metrics if cfg.tensorboard and RANK == 0 else ():
+            board.add_scalar(name, metrics[name], iteration)
+        append(out, "samples", rows[:4], iteration=iteration, set="train")
+        bar.set_postfix({name: metrics[name] for name in ("acc", "kept_frac", "entropy", "length")})
+        state |= {"iteration": iteration, "drawn": metrics["drawn"]}
+        last, stopped = iteration == cfg.iterations, any(gather(stop))
         if last or cfg.eval_every and iteration % cfg.eval_every == 0:
             evaluate(model, tokenizer, sets, cfg, out, iteration)
-        if last or iteration % cfg.save_every == 0:
-            save(out, model, optimizer, iteration, drawn)
+        if last or stopped or iteration % cfg.save_every == 0:
+            save(out, state)
+        if stopped and not last:
+            return tqdm.write(f"stopped by SIGTERM after iteration {iteration}: it is saved")
     model.save_pretrained(out / "final")
     tokenizer.save_pretrained(out / "final")
-    report(out)
 
 def main(argv: list[str] | None = None) -> None:
     """Run the flags; what one sentence explains ends in that sentence and exit status 1."""
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", ".*torch.distributed is disabled")  # one process saves too
     try:
         train(parse_args(argv))
-    except (RunError, OSError) as error:  # OSError: a full disk, a folder that cannot be made
+    except (RunError, OSError, ImportError) as error:  # such as a full disk, no TensorBoard
         sys.exit(f"nft.py: {error}")
-
 if __name__ == "__main__":
     main()

@@ -395,16 +395,14 @@ def test_load_questions_finds_columns_and_gold(world, tmp_path, row, prompt, gol
     questions = nft.load_questions(str(path))
     assert [(q.prompt, q.answer) for q in questions] == [(prompt, gold)] * 2
 
-def test_prompts_are_templated_or_bare_and_long_ones_are_dropped_and_counted(
-        world, tmp_path, capsys):
+def test_prompts_are_templated_and_long_or_repeated_ones_are_dropped_and_counted(tmp_path, capsys):
     path = write_rows(tmp_path / "q.jsonl", *SUMS[:2], {"question": "1+1+1", "answer": "3"},
-                      {"question": "2", "answer": "2"})
+                      SUMS[0], {"question": "2", "answer": "2"})
     cfg = nft.parse_args(["--instruction", "=", "--max_prompt", "5"])
-    for template, tail in ((TEMPLATE, [7]), (None, [])):
-        questions = nft.load_questions(str(path), tiny_tokenizer(template), cfg)
-        bare = [[1, 6, 1, 7], [1, 6, 2, 7], [3, 7]]  # with the instruction
-        assert [q.tokens for q in questions] == [tokens + tail for tokens in bare]
-        assert re.search(r"q.jsonl: 1 .*dropped", capsys.readouterr().out)
+    questions = nft.load_questions(str(path), tiny_tokenizer(), cfg)
+    assert [q.tokens for q in questions] == [[1, 6, 1, 7, 7], [1, 6, 2, 7, 7], [3, 7, 7]]
+    assert re.search(r"q.jsonl: 2 of 5 .*dropped", capsys.readouterr().out)
+    assert len(nft.load_questions(str(path))) == 5
 
 # ---------------------------------------------------------------- collection
 @pytest.fixture
@@ -585,7 +583,8 @@ def test_an_update_in_bfloat16_starts_on_policy_where_the_samplers_log_probs_wou
     assert abs(update(model, rows, dataclasses.replace(cfg, dtype="float32"))["R_max"] - 1) > 0.01
 
 # ---------------------------------------------------------------- runs
-TIMES = {"sample_tokens_per_s", "train_tokens_per_s", "seconds"}
+TIMES = {"sample_tokens_per_s", "train_tokens_per_s", "seconds", "sample_seconds", "train_seconds",
+         "peak_gb", "mfu"}
 METRICS = TIMES | {"iteration", "acc", "kept_frac", "r_hat", "length", "truncated_frac", "entropy",
                    "R_mean", "R_max", "floored_frac", "loss", "grad_norm", "lr"}
 

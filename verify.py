@@ -1,17 +1,11 @@
 """The verifier: does a model's answer denote the same mathematical object as the gold answer?
 
 extract_answer -> read: rewrite -> expression, a tree -> meaning, a value -> equal -> grade. Numbers
-are their values at five points of both signs (|x| is not x) and agree to 158 digits. An answer has
-up to three readings: x = 3 may be 3, x < 3 an interval, 50\\% 50 or 1/2, 5 cm 5; the plain one of
-either answer must be one of the other's. Rounding, by `grade` only: an exact gold wants an exact
-answer, 0.333 is wrong for 1/3; a decimal gold of 3 digits or more, 0.33 or 12.5 but not 2.5, takes
-what rounds to it: 1/3 is right for 0.333.
+are their values at five points of both signs (|x| is not x), to 158 digits. Of up to three readings
+(x = 3 may be 3, x < 3 an interval, 50\\% 50 or 1/2, 5 cm 5) the plain one of either answer must be
+one of the other's. `grade` alone rounds, to a decimal gold of 3 digits or more: 0.333 takes 1/3.
 """
-import json
-import re
-import sys
-from functools import lru_cache
-from random import Random
+import functools, json, random, re, sys
 from unicodedata import normalize
 
 import mpmath
@@ -19,119 +13,104 @@ import mpmath
 MAX_CHARS, MAX_TOKENS, LIMIT, TINY = 1000, 250, 2.0 ** 525, 1e-150  # beyond these: text only
 MP = mpmath.mp.clone()  # threads share it: nothing here changes its precision
 MP.dps = 200
-FUNCTIONS = "sinh cosh tanh asin acos atan arcsin arccos arctan sin cos tan ln log".split()
+FUNCTIONS = "sinh cosh tanh asin acos atan arcsin arccos arctan sin cos tan ln log fabs".split()
 GROUPS = r"""* \times \cdot × · ⋅ ¦ / \div ÷ ¦ - − – ¦ < \lt ¦ > \gt ¦ <= \le \leq \leqslant ≤ ¦ >=
 \ge \geq \geqslant ≥ ¦ != \ne \neq ≠ ¦ ≈ \approx ¦ ± \pm ¦ or \cup ∪ ¦ , ; & and ¦ ),( \\ ¦ π \pi pi
 ¦ ∞ \infty infinity ¦ ∅ \emptyset \varnothing ¦ ( \langle ¦ ) \rangle ¦ \sqrt √ sqrt ¦ e^ \exp exp
 ¦ \frac \dfrac \tfrac \cfrac ¦ \frac12 ½ ¦ \binom \dbinom ¦ | \mid \vert \lvert \rvert ¦ log \lg lg
-¦ \frac1tan \cot cot ¦ \frac1cos \sec ¦ \frac1sin \csc ¦ % \% percent ¦ ° \circ ¦ "" \left
-\right \displaystyle \quad \qquad \( \) \[ \] \, \; \: \! ~ $ \$ € £ " \boxed \mathbf \boldsymbol"""
-ALIAS = {"\\" + word: word for word in FUNCTIONS} | {  # the first of a group is how all are spelled
-    word: group.split()[0].strip('"') for group in GROUPS.split("¦") for word in group.split()[1:]}
+¦ \frac1tan \cot cot ¦ \frac1cos \sec ¦ \frac1sin \csc ¦ % \% percent ¦ ° \circ ¦ ∈ \in ¦ ~ \left
+\right \displaystyle \quad \qquad \( \) \[ \] \, \; \: \! $ \$ € £ " \boxed \mathbf \boldsymbol"""
+ALIAS = {word: f" {head} " for head, *tail in map(str.split, GROUPS.split("¦")) for word in tail}
 KNOWN, BRACED = "|".join([*FUNCTIONS, "or"]), r"(?:\{(?:[^{}]|\{[^{}]*\})*\}|\w)"
 REWRITES = [(re.compile(pattern), new) for pattern, new in [
     (r"(?s)\A(?!.*(?<!\\)\\begin).*", lambda text: text[0].replace(r"\\", "\\")),  # ends no row
-    (r"\{,\}|,\\! ?", ","), ("[⁻⁰¹²³⁴-⁹]+", lambda power: "^{" + normalize("NFKC", power[0]) + "}"),
-    (r"(?<=[\d)}i])(?:\\[,;: ]|~) ?([A-Za-z])\b", r" \\text{\1}"), (r"\\right ?\.", r"\\}"),
-    (r"\\?[A-Za-z]+|\\.|[^\w\s]|½", lambda s: f" {ALIAS[s[0]]} " if s[0] in ALIAS else s[0]),
-    (r"(?:\\?\s)+", " "), (r" ?([][{}()^_|/=<>≈]) ?", r"\1"), (r"(?<!\.)[ .,:]{1,2}$", ""),
+    (r"\{,\}|,\\! ?", ","), (r"(?<=[\d)}i])(?:\\[,;: ]|~) ?([A-Za-z])\b", r" \\text{\1}"),
+    ("[⁻⁰¹²³⁴-⁹]+", lambda sup: "^{" + normalize("NFKC", sup[0]) + "}"), (r"\\right ?\.", r"\\}"),
+    (r"\\?[A-Za-z]+|\\.|[^\w\s]|½", lambda word: ALIAS.get(word[0], word[0])),  # its group's first
+    (r"(?:\\?[\s~])+", " "), (r" ?([][{}()^_|/=<>≈∈]) ?", r"\1"), (r"^ |(?<!\.)[ .,:]{1,2}$", ""),
     (r"\\begin\{[pbB]?(?:matrix|array)\}(?:\{[\w|]+\})?", "(("), (r"(?:\),\()?\\end\{\w+\}", "))"),
-    (r"\\(?:text\w*|mathrm|mbox)\{([^{}]*)\}", r' "\1"'), (r'"(or|,) ?"', r" \1 "),
-    (r"\{([^{}]*)\\choose([^{}]*)\}", r"\\binom{\1}{\2}"), (r"\\operatorname\{(\w+)\}", r"\1"),
-    (r'(?i)^[ "]*(?:the )?(?:final )?answer[ "]*(?:is|=|:)?[ ":]*', ""), (r"\\\{\\\}", "∅"),
-    (r"^ ?\w ?(?:\\in\b|∈)", ""), (r"\^\{? ?° ?\}?", "°"), (r"([\d})])≈[^,]*", r"\1"), (r"≈", "="),
-    (r"^ ?\\\{\w[|:](.*)\\\}$", r"\1"), (r"\|([^|]*)\|", r"\\lvert \1\\rvert "),  # {x | x > 1}
+    (r"\\(?:text\w*|mathrm|mbox|operatorname)\{([^{}]*)\}", r' "\1"'), (r"\^\{?°\}?", "°"),
+    (rf'" ?({KNOWN}|,) ?"', r" \1 "), (r"\{([^{}]*)\\choose([^{}]*)\}", r"\\binom{\1}{\2}"),
+    (r'(?i)^[ "]*(?:the )?(?:final )?answer[ "]*(?:is)?[ "=:]*', ""), (r"([\d})])≈[^,]*", r"\1"),
+    ("≈", "="), (r"^\w∈", ""), (r"^\\\{\w[|:](.*)\\\}$", r"\1"), (r"\\\{\\\}", "∅"),  # {x | x > 1}
     (".*±.*", lambda text: text[0].replace("±", "+") + " or " + text[0].replace("±", "-")),
     (r'^[ "(]*([A-Z])[ ")]*$', r"\1"), (r"\\mathbb\{?R\}?|ℝ", "(-∞,∞)"), (r"_\{(\w)\}", r"_\1"),
-    (rf"log_({BRACED})", r"\\base\1 ln "), (r"(sin|cos|tan)\^\{-1\}", r"arc\1 "),
-    (rf"({KNOWN})\^({BRACED})", r"\\raise\2\1 "), (r"\\sqrt\[([^\]]*)\]", r"\\root{1/(\1)}"),
-    (r"\\sqrt", r"\\root{1/2}"), (r"\\frac ?(\d)", r"\\frac{\1}"),
-    (r"(\\frac\{[^{}]*\})(\d)", r"\1{\2}"),  # \frac12
-    (r"(?<![\d.^_}])(\d+) (\d+)/(\d+)(?![\d.])", r"(\1+\2/\3)"),
-    (r"(?<![\d.^_])(\d+) ?\\frac\{(\d+)\}\{(\d+)\}", r"(\1+\2/\3)"),  # mixed numbers
+    (rf"\\({KNOWN})(?![A-Za-z])", r" \1 "), (rf"log ?_({BRACED})", r"\\base\1 ln "),
+    (r"(sin|cos|tan) ?\^\{-1\}", r"arc\1 "), (rf"({KNOWN}) ?\^({BRACED})", r"\\raise\2\1 "),
+    (r"\|([^|]*)\|", r"{fabs{\1}}"), *2 * [(r"(\\frac(\{[^{}]*\})?) ?(\d)", r"\1{\3}")],  # \frac12
+    (r"(?<![\w.^}])(\d+)(?: (\d+)/(\d+)(?![\d.])| ?\\frac\{(\d+)\}\{(\d+)\})", r"(\1+\2\4/\3\5)"),
     (r"(?<![\d.,])[1-9]\d{0,2}(?:[, ]\d{3})+(?!\d|,\d|[^(\[]*(?:[)\]]|\\\}))",  # 1,234, not (1,234)
-     lambda text: re.sub(r"\D", "", text[0]))]]
-TOKEN = re.compile(rf"\d[\dA-F]*_{BRACED}|(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{{1,3}}(?!\w))?|!!+"
-                   rf"|[<>!]=|\\(?:[A-Za-z]+|.)|{KNOWN}|[^\W\d_]_{BRACED}|\S")
+     lambda n: re.sub(r"\D", "", n[0])), (r"\\sqrt(?!\[)", r"\\sqrt[2]"), (r"\\([{}])", r"\1")]]
+TOKEN = re.compile(rf"(?:\d[\dA-F]*|[^\W\d_])_{BRACED}|\.?\d[\d.]*(?:[eE][-+]?\d{{1,3}}(?!\w))?|!!+"
+                   rf"|[<>!]=|\\(?:[A-Za-z]+|.)|{KNOWN}|\S")
 LABEL = re.compile(r"(^|,|or) ?(?:[^\W\d]+(?:_\w)?|\\\w+)?(?:\^\{-1\})?(?:\(\w(?:, ?\w)*\))?=")
-NO = r"(?!\b(?:or|and|if|hundred|thousand|[mb]illion|dozen)\b)"  # 41 or 42, 5 thousand: no unit
+NO = r"(?!\b(?:or|if|hundred|thousand|[mb]illion|dozen)\b)"  # 41 or 42, 5 thousand: no unit
 UNIT = re.compile(rf'(?<=[\d)}}\]!π°]) ?(%|°|(?:[ /*-]*{NO}(?:"(?:{NO}[^"\d,;])*"|\b(?:[ckm]?m|k?g'
                   r'|s|ft|in|m[il]|hr|lb|[ap]m|per|min|mph|[A-Za-z]{4,})\b)(?:\^\{?\d\}?)?)+) ?$')
 WORD = re.compile(rf"(?i)(?<![\\a-z])(?!(?:{KNOWN})[a-z]?\b)(?:no\b|(?=[a-z]{{3}})[a-z]+[aeiou])")
 ADJACENT = re.compile(rf"\\boxed ?{BRACED}(?:[\s$,;(){{}}[\]\\]|\b(?:text|quad|or|and)\b)*$")
-LEVELS = r": _ ) ] } \} \rvert \rfloor \rceil ¦ or ¦ , ¦ = < > <= >= != ¦ + - ¦ * / ¦ ¦ ^ ¦ ! % °"
+LEVELS = r": _ ) ] } \rfloor \rceil ¦ or ¦ , ¦ = < > <= >= != ¦ + - ¦ * / ¦ ¦ ^ ¦ ! % °"
 LEVEL = {sign: level for level, signs in enumerate(LEVELS.split("¦")) for sign in signs.split()}
-SIGNS, RELATIONS, LOOSE, TIGHT = {*LEVEL}, "= < > <= >= !=".split(), LEVEL["*"], 9
-OPEN, NUMERALS = [*"([{", r"\{", r"\lvert", r"\lfloor", r"\lceil"], "0123456789."
+SIGNS, RELATIONS, LOOSE, NEAR, TIGHT = {*LEVEL}, "= < > <= >= !=".split(), 5, 6, 9  # 2*x, 2x, f(x)
+OPEN, NUMERALS = [*"([{", r"\lfloor", r"\lceil"], "0123456789."
 LEVEL |= dict.fromkeys([*OPEN, *FUNCTIONS, r"\raise"], LOOSE)  # these multiply what precedes
-
 def expression(stack, floor=0):  # a Pratt parser: the tree up to a sign no tighter than the floor
     token = left = stack.pop()
     if token in FUNCTIONS or token in ("+", "-"):
         left = token, expression(stack, TIGHT if token.isalpha() and stack[-1] in OPEN else LOOSE)
-    elif token in (r"\frac", r"\binom", r"\raise", r"\root", r"\base"):
-        left = token.replace(r"\frac", "/"), expression(stack, TIGHT), expression(stack, TIGHT)
-    elif token in OPEN:
-        inner = expression(stack)
-        kind, items = token + stack.pop(), inner[1:] if inner[0] == "," else (inner,)
-        left = inner if len(items) == 1 and kind in ("()", "[]", "{}") else (kind, *items)
-    while (token := stack[-1])[:1] not in NUMERALS and LEVEL.get(token, LOOSE + 1) > floor:
-        sign, sides = stack.pop() if token in SIGNS else "*", [left]
-        if sign not in "!%°":
-            sides.append(expression(stack, LEVEL[sign] + {"^": -1, "/": 1}.get(sign, 0)))
-        left = (sign, *(part for side in sides for part in (
-            side[1:] if sign in (",", "or") and side[0] in (",", sign) else [side])))
+    elif token in (r"\frac", r"\binom", r"\sqrt", r"\raise", r"\base"):
+        left = token, expression(stack, TIGHT), expression(stack, TIGHT)
+    elif token in OPEN:  # (1) is 1, {1,2} is 1 or 2
+        inner, kind = expression(stack), (token + stack.pop()).replace("{}", "or")
+        items = inner[1:] if inner[0] == "," else (inner,)
+        left = inner if len(items) == 1 and kind in ("()", "[]", "or") else (kind, *items)
+    while (token := stack[-1])[:1] not in NUMERALS and LEVEL.get(token, NEAR) > floor:
+        sign, args = stack.pop() if token in SIGNS else "*", [left]
+        args += [] if sign in "!%°" else [expression(stack, NEAR if sign in "^/" else LEVEL[sign])]
+        left = (sign, *(part for arg in args for part in (arg[1:] if arg[:1] == (",",) else [arg])))
     return left
-
 def power(x, y):
     whole = MP.nint(105 * y.real)
-    if not x.imag and x.real < 0 and abs(105 * y - whole) < TINY:  # odd roots of these are real
-        return (-1) ** int(whole % 2) * power(-x, y)
-    result = x ** y if MP.mag(y) < 64 else MP.inf
+    flip = not x.imag and x.real < 0 and abs(105 * y - whole) < TINY  # its odd roots are real
+    result = (-x if flip else x) ** y * (-1) ** int(flip * whole % 2) if MP.mag(y) < 64 else MP.inf
     return result if not result or abs(result) > 1 / LIMIT else MP.inf
-
 CONSTANTS = {"π": +MP.pi, "e": +MP.e, "i": MP.j, "∞": MP.inf}
-OPERATIONS = {word: getattr(MP, word.replace("arc", "a")) for word in FUNCTIONS[:-1]} | {
-    "log": lambda x: MP.ln(x) / MP.ln(10), r"\base": lambda b, x: x / MP.ln(b), "!": MP.factorial,
-    "+": lambda *xs: sum(xs), "-": lambda x, *y: x - y[0] if y else -x, r"\lvert\rvert": abs,
-    "*": lambda x, y: x * y, "/": lambda x, y: x / y, "^": power, "°": lambda x: x * MP.pi / 180,
-    r"\raise": lambda y, x: power(x, y), r"\root": lambda y, x: power(x, y), "%": lambda x: x / 100,
+OPERATIONS = {word: getattr(MP, word.replace("arc", "a")) for word in FUNCTIONS} | {
+    "+": lambda *xs: sum(xs), "-": lambda x, *y: x - y[0] if y else -x, "*": MP.fmul, "/": MP.fdiv,
+    "^": power, r"\raise": lambda y, x: power(x, y), r"\sqrt": lambda n, x: power(x, 1 / n),
+    "log": MP.log10, r"\base": lambda b, x: x / MP.ln(b), r"\frac": MP.fdiv, r"\binom": MP.binomial,
     r"\lfloor\rfloor": lambda x: MP.floor(x + TINY), r"\lceil\rceil": lambda x: MP.ceil(x - TINY),
-    r"\binom": lambda n, k: MP.factorial(n) / MP.factorial(k) / MP.factorial(n - k)}
-
-@lru_cache(maxsize=4096)
+    "!": MP.factorial, "%": lambda x: x / 100, "°": MP.radians}
+@functools.lru_cache(maxsize=4096)
 def number(tree):  # its values at the sample points, or the one value where nothing varies
     if isinstance(tree, tuple):
         args = [number(part) for part in tree[1:]]
-        columns = zip(*(arg * (max(map(len, args)) // len(arg)) for arg in args))
-        values = [OPERATIONS[tree[0]](*xs) for xs in columns]
+        values = [*map(OPERATIONS[tree[0]], *(x * (max(map(len, args)) // len(x)) for x in args))]
     elif tree in CONSTANTS or tree[0] in NUMERALS:
         n, _, base = tree.partition("_")
         values = [CONSTANTS.get(tree) or MP.mpf(int(n, int(base.strip("{}"))) if base else n)]
     else:
-        draw = Random(tree)
+        draw = random.Random(tree)
         values = [MP.mpf(s * draw.uniform(0.5, 3)) for s in (1, -1, *draw.choices((1, -1), k=3))]
     if not all(abs(x) < LIMIT for x in values) and "∞" not in tree:
         raise OverflowError("undefined or too large")
     return values
-
 def rounded(xs, digits=0):  # without the last digits, all errors, or to those of a decimal gold
-    xs = [MP.fmul(MP.chop(x, TINY), 1, prec=530) for x in xs]
-    if len(set(xs)) > 1 or digits + (abs(xs[0]) < 1) < 3 or xs[0].imag or MP.isint(xs[0]):
-        return tuple(xs if len(set(xs)) > 1 else xs[:1])
-    return (MP.mpf(MP.nstr(xs[0], digits)),)
+    xs = tuple(MP.fmul(MP.chop(x, TINY), 1, prec=530) for x in xs)
+    xs = xs[:1] if len(set(xs)) == 1 else xs
+    exact = len(xs) > 1 or digits + (abs(xs[0]) < 1) < 3 or xs[0].imag or MP.isint(xs[0])
+    return xs if exact else (MP.mpf(MP.nstr(xs[0], digits)),)
 
 def meaning(tree, mode, digits):  # a rounded number, a tuple that starts with its kind, a frozenset
-    if tree[0] in (",", "or", "()", "[]", "(]", "[)", "{}", r"\{\}"):
+    if tree[0] in (",", "or", "()", "[]", "(]", "[)"):
         values = [meaning(part, mode, digits) for part in tree[1:]]
         equations = mode == 0 and all(part[0] in RELATIONS for part in tree[1:])
-        if tree[0] in ("or", "{}", r"\{\}") or tree[0] == "," and (mode == 2 or equations):
-            members = frozenset().union(*(v if isinstance(v, frozenset) else [v] for v in values))
-            return values[0] if mode and len(values) == 1 else members
-        return ("()" if tree[0] == "," else tree[0], *values)
+        if tree[0] == "or" or tree[0] == "," and (mode == 2 or equations):
+            return frozenset().union(*(v if isinstance(v, frozenset) else [v] for v in values))
+        return (tree[0].replace(",", "()"), *values)
     if tree[0] not in RELATIONS:
         return rounded(number(tree), digits)
-    signs, sides, ratios, kind, ends = [], [tree], [], ["(", ")"], [("-", "∞"), "∞"]
+    signs, sides, ratios, kind, ends = [], [tree], set(), ["(", ")"], [("-", "∞"), "∞"]
     while sides[0][0] in RELATIONS:
         signs[:0], sides[:1] = sides[0][:1], sides[0][1:]
     if mode and set(signs) == {"="}:  # 1 + 1 = 2 may be 2
@@ -144,11 +123,10 @@ def meaning(tree, mode, digits):  # a rounded number, a tuple that starts with i
             ends[end], kind[end] = pair[end], {"<": "()", "<=": "[]"}[sign][end]
         else:  # the ratios of its gap, as of all its multiples; 41 = 42, without names, has none
             gap = number(("-", *pair))
-            scale = abs(gap[1]) if "<" in sign else gap[1]
-            ratios.append((sign, rounded([g / scale for g in gap])))
+            ratios |= {(sign, rounded([g / (abs(gap[1]) if "<" in sign else gap[1]) for g in gap]))}
     return meaning(("".join(kind), *ends), 0, digits) if mode else ("and", frozenset(ratios))
 
-@lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=256)
 def read(text, digits=0):  # the text to compare, and the readings, or errors in their place
     for pattern, new in REWRITES:
         text = pattern.sub(new, text)
@@ -165,38 +143,33 @@ def read(text, digits=0):  # the text to compare, and the readings, or errors in
 
 def extract_answer(text: str) -> str | None:
     """What the last `\\boxed{}` (of nested ones the inner) or else the last line `Answer:` says."""
-    start, depth = text.rfind("\\boxed"), 0
-    if start < 0:
+    (_, box, rest), depth = text.rpartition("\\boxed"), 0
+    if not box:
         return (re.findall(r"^[ \t]*Answer:(.*)$", text, re.M) or [""])[-1].strip() or None
-    for brace in re.finditer(r"\\[\\{}]|[{}]", text[start:start + 10 * MAX_CHARS]):
+    for brace in re.finditer(r"\\[\\{}]|[{}]", rest[:10 * MAX_CHARS]):
         depth += (brace[0] == "{") - (brace[0] == "}")
         if depth <= 0:
-            return text[start:start + brace.start()].partition("{")[2].strip() or None
+            return rest[:brace.start()].partition("{")[2].strip() or None
 
 def equal(a: str, b: str, rounding: bool = False) -> bool:
     """Do two answers denote the same object? With `rounding`, or does `a` round to `b`?"""
     if a == b or max(len(a), len(b)) > MAX_CHARS or a.isdecimal() and b.isdecimal():
         return a.strip().lstrip("0") == b.strip().lstrip("0") and a.strip() != ""
-    decimal = re.search(r"\d*\.\d*[1-9]\d*", b) if rounding else None
+    decimal = re.search(r"\d*\.\d*[1-9]\d*", b) if rounding else None  # 2.5 is exact
     digits = len(decimal[0].replace(".", "").lstrip("0")) if decimal else 0
     (words, ours), (gold_words, golds) = read(a, digits), read(b, digits)
     return words == gold_words != "" or ours[0] in golds or golds[0] in ours
-
 def grade(text: str, gold: str) -> bool:
     """Is the answer in `text` the gold? Never raises. Boxes side by side, 41 or 42, are one."""
-    start = max(text.rfind("\\boxed"), 0)
-    head, answers = text[max(start - 200, 0):start], [extract_answer(text[start:])]
+    head, answers = text.rpartition("\\boxed")[0][-200:], [extract_answer(text)]
     while other := ADJACENT.search(head):
-        answers.append(extract_answer(other[0]))
-        head = head[:other.start()]
+        head, answers = head[:other.start()], [*answers, extract_answer(other[0])]
     return None not in answers and equal(" or ".join(dict.fromkeys(answers)), gold, rounding=True)
-
 def check_gold(gold: str) -> None:
     """Raise ValueError with the reason if no answer can be compared with this gold."""
-    words, readings = read(gold) if isinstance(gold, str) and len(gold) <= MAX_CHARS else ("", [])
+    words, found = read(gold) if isinstance(gold, str) and len(gold) <= MAX_CHARS else ("", [])
     reasons = {IndexError: "cut off", ZeroDivisionError: "undefined", OverflowError: "too large"}
-    reason = reasons.get(type(readings[1])) if words else "empty, too long or no string"
-    if reason:
+    if reason := reasons.get(type(found[1])) if words else "empty, too long or no string":
         raise ValueError(f"the gold answer {gold!r:.80} is {reason}")
 
 def main(path: str) -> None:
@@ -210,6 +183,5 @@ def main(path: str) -> None:
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         sys.exit(f"{path}, line {len(right) + 1}: no JSON of `response` and `answer` ({error})")
     print(f"{sum(right)} of {len(right)} right")
-
 if __name__ == "__main__":
     main(sys.argv[1]) if len(sys.argv) == 2 else sys.exit("usage: python verify.py FILE.jsonl")
