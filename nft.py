@@ -362,8 +362,8 @@ def update(model, optimizer, rows: list[Row], cfg: Config, vocab: int) -> dict[s
     minibatches = [rows[at:at + size] for at in range(0, len(rows), size)]
     with torch.no_grad():  # while the model is pi_old; in bf16 the sampler's are too rough
         logp_of = (lambda part: score(part)[0]) if cfg.dtype == "bfloat16" else sampled
-        batches = [[(*part, logp_of(part[0])) for part in micro_batches(rows, cfg.micro_tokens)]
-                   for rows in minibatches]
+        batches = [[(*part, logp_of(part[0])) for part in micro_batches(each, cfg.micro_tokens)]
+                   for each in minibatches]
     if cfg.dtype == "bfloat16":  # that is, if memory counts
         model.activation_checkpointing_enable()
     for minibatch, batch in zip(minibatches, batches):
@@ -378,9 +378,9 @@ def update(model, optimizer, rows: list[Row], cfg: Config, vocab: int) -> dict[s
             gap = (logp - sampled(part)).abs().max() * (not norms)  # in the first step: on policy
             log.append([x.item() for x in (loss_sum, (stats["R"] * mask).sum(),
                                            stats["floored"].sum(), stats["R"].max(), gap)])
-        parts = [p.grad.norm() for p in model.parameters()]  # with NFT_TP they lie on two meshes
-        parts = [part.full_tensor() if hasattr(part, "full_tensor") else part for part in parts]
-        norms.append(torch.stack(parts).norm())
+        each = [p.grad.norm() for p in model.parameters()]  # with NFT_TP they lie on two meshes
+        each = [norm.full_tensor() if hasattr(norm, "full_tensor") else norm for norm in each]
+        norms.append(torch.stack(each).norm())
         require(norms[-1].isfinite(), f"step {len(norms)}: the gradient's norm is {norms[-1]}, of "
                 f"questions {sorted({str(row.q.prompt)[:60] for row in minibatch})}")
         clip_grads_with_norm_(model.parameters(), cfg.grad_clip, norms[-1], foreach=False)
@@ -451,8 +451,8 @@ def save(out: Path, state: dict) -> None:
     part = out / "checkpoint/part"
     try:
         dcp.save(state, checkpoint_id=part)
-    except dcp.api.CheckpointException as error:
-        raise RunError(f"cannot write {part}: {list(error.failures.values())[0][0]}") from error
+    except dcp.api.CheckpointException as err:
+        raise RunError(f"cannot write {part}, disk full? {err.failures.popitem()[1][0]}") from err
     if RANK == 0:
         part.rename(out / f"checkpoint/{state['iteration']:06}")
         for old in sorted(out.glob("checkpoint/0*"))[:-2]:

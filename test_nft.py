@@ -6,12 +6,14 @@ for sums of two digits and has tokens such as \\boxed{3} to answer with: a run t
 """
 import collections
 import dataclasses
+import errno
 import itertools
 import json
 import math
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -25,6 +27,7 @@ import pandas as pd
 import pytest
 import sympy
 import torch
+import torch.distributed.checkpoint as dcp
 from hypothesis import given, settings, strategies as st
 from torch.nn.utils import parameters_to_vector
 from transformers import (AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM,
@@ -672,6 +675,77 @@ def poisoned_in_the_third(world, out, patch):
     with pytest.raises(SystemExit, match="^nft.py: .*gradient.*nan.*$"):
         run(world, out)
 
+def child(world, out, prepare, **flags):
+    """Exit status of a run in a process of its own, minus the signal if one ends it; `prepare` may
+    patch nft there, and sees to the death."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            prepare()
+            run(world, out, **flags)
+            os._exit(0)
+        finally:  # also where `run` exits
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+def kill(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def at_call(n, owner, name, act):
+    """Patch owner.name: at its nth call `act` runs instead, with the call's arguments."""
+    real, calls = getattr(owner, name), itertools.count(1)
+    setattr(owner, name, lambda *a, **b: (act if next(calls) == n else real)(*a, **b))
+
+def half_a_row(out, name, rows, **where):
+    (out / f"{name}.jsonl").open("a").write('{"iteration": 3, "acc"')
+    kill()
+
+def half_removed(folder, *_):
+    next(iter(folder.iterdir())).unlink()
+    kill()
+
+MOMENTS = {  # of a run of 4 iterations that saves after each
+    "before the first checkpoint": lambda: at_call(1, nft, "update", kill),
+    "while sampling": lambda: at_call(80, nft, "pick", kill),
+    "in the middle of an update": lambda: at_call(6, nft, "clip_grads_with_norm_", kill),
+    "half a row of a log": lambda: at_call(13, nft, "append", half_a_row),
+    "while a checkpoint is written": lambda: at_call(3, dcp.FileSystemWriter, "finish", kill),
+    "before it is renamed": lambda: at_call(4, Path, "rename", kill),
+    "while an old one is removed": lambda: at_call(1, shutil, "rmtree", half_removed)}
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_kill_at_any_moment_leaves_a_run_that_resumes_bitwise(world, finished, tmp_path, moment):
+    out = tmp_path / "run"
+    assert child(world, out, MOMENTS[moment], save_every=1) == -signal.SIGKILL
+    assert not (out / "final").exists()
+    assert result(run(world, out, save_every=1)) == result(finished[0])
+    for name in ("eval", "samples"):
+        assert read_rows(out / f"{name}.jsonl") == read_rows(finished[0] / f"{name}.jsonl")
+    assert len(list((out / "checkpoint").iterdir())) == 2
+
+def test_sigterm_saves_after_the_iteration_and_exits_cleanly(world, finished, tmp_path):
+    def terminate():
+        at_call(3, nft, "micro_batches", lambda *a, f=nft.micro_batches: os.kill(
+            os.getpid(), signal.SIGTERM) or f(*a))  # in the second iteration's update
+    out = tmp_path / "run"
+    assert child(world, out, terminate, save_every=99) == 0
+    assert len(read_rows(out / "metrics.jsonl")) == 2 and not (out / "final").exists()
+    assert result(run(world, out, save_every=99)) == result(finished[0])
+
+@pytest.mark.parametrize("where", ["the disk is full", "the folder is read-only"])
+def test_a_checkpoint_that_cannot_be_written_ends_in_a_sentence_with_the_last_one_whole(
+        world, finished, tmp_path, monkeypatch, where):
+    def refuse(*_, **__):
+        raise OSError(errno.ENOSPC if "disk" in where else errno.EROFS, where)
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(dcp.FileSystemWriter, "write_data", dcp.FileSystemWriter.write_data)
+        at_call(2, dcp.FileSystemWriter, "write_data", refuse)
+        with pytest.raises(SystemExit, match=f"^nft.py: cannot write .*checkpoint.*{where}$"):
+            run(world, out)  # it saves after the second iteration and after the fourth
+    assert [each.name for each in sorted((out / "checkpoint").glob("0*"))] == ["000002"]
+    assert result(run(world, out)) == result(finished[0])
+
 @pytest.mark.parametrize("interrupted", [stopped_after_the_second, killed_in_the_fourth,
                                          poisoned_in_the_third])
 def test_an_interrupted_run_leaves_a_checkpoint_and_resumes_bitwise(
@@ -714,6 +788,104 @@ def test_eval_only_logs_each_named_set_and_trains_nothing(world, tmp_path, greed
     assert [row["name"] for row in evals] == ["first", "sums"]
     assert all(row["avg"] == row["pass"] for row in evals)  # K times the same answer
     assert not (out / "metrics.jsonl").exists() and not (out / "final").exists()
+
+# ---------------------------------------------------------------- several processes
+WORKER = """
+import importlib, json, os, sys, nft
+for layout, argv, patch in json.loads(sys.argv[1]):
+    os.environ.update(layout)
+    importlib.reload(nft)  # it reads its layout from the environment
+    exec(patch)
+    nft.main(argv)
+"""
+LAYOUTS = {  # processes, how the model is spread over them
+    "2 copies": (2, {}), "2 shards": (2, {"NFT_FSDP": "1"}), "4 shards": (4, {"NFT_FSDP": "1"}),
+    "2 copies of 2 shards": (4, {"NFT_FSDP": "2"}),
+    "2 x 2, tensor parallel": (4, {"NFT_FSDP": "1", "NFT_TP": "2"})}
+TWICE = "nft.micro_batches = lambda *a, f=nft.micro_batches: [(part, 1.0) for part, _ in f(*a)]"
+
+def torchrun(processes, *runs, timeout=300):
+    """Run nft.main in so many processes, once for each (layout, argv, code to run before)."""
+    runs = [({"NFT_FSDP": "0", "NFT_TP": "1"} | layout, argv, patch) for layout, argv, patch in runs]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
+               str(processes), "--no-python", sys.executable, "-c", WORKER, json.dumps(runs)]
+    return subprocess.run(command, text=True, capture_output=True, timeout=timeout, cwd=TOY.parent,
+                          env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+@pytest.fixture(scope="module")
+def spread(world, tmp_path_factory):
+    """name -> folder of one run of the toy, its model tied and with 262 rows that 4 do not divide:
+    "alone", in each of LAYOUTS, and "broken" in two processes that count a micro-batch twice."""
+    folder = tmp_path_factory.mktemp("spread")
+    few = write_rows(folder / "few.jsonl", *read_rows(TOY / "train.jsonl")[:60])
+    def flags(name):
+        return argv(world, model=TOY / "base", train=few, eval=f"few@2={few}", out=folder / name,
+                    iterations=3, questions=9, K=6, minibatches=2, max_new=64, micro_tokens=300,
+                    lr=5e-5, warmup=0, eval_every=0, save_every=2)
+    nft.main(flags("alone"))
+    for processes in (2, 4):
+        runs = [(layout, flags(name), "") for name, (n, layout) in LAYOUTS.items() if n == processes]
+        runs += [({}, flags("broken"), TWICE)] if processes == 2 else []
+        done = torchrun(processes, *runs)
+        assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+def weights_of(folder):
+    model = AutoModelForCausalLM.from_pretrained(folder / "final")
+    return parameters_to_vector(model.parameters()).detach()
+
+def same_run(ours, theirs):
+    """Are answers and evaluations equal, and the metrics but for times, up to rounding?"""
+    rows = [[read_rows(out / f"{name}.jsonl") for out in (ours, theirs)]
+            for name in ("samples", "eval", "metrics")]
+    return rows[0][0] == rows[0][1] and rows[1][0] == rows[1][1] and all(
+        a[name] == pytest.approx(b[name], rel=1e-3, abs=1e-4)
+        for a, b in zip(*rows[2], strict=True) for name in METRICS - TIMES - {"floored_frac"})
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_processes_draw_the_same_answers_and_hold_the_same_parameters(spread, layout):
+    assert same_run(spread / layout, spread / "alone")
+    start = parameters_to_vector(AutoModelForCausalLM.from_pretrained(TOY / "base").parameters())
+    moved = (weights_of(spread / "alone") - start).abs().max()
+    apart = (weights_of(spread / layout) - weights_of(spread / "alone")).abs().max()
+    assert apart < 1e-5 < 2e-4 < moved
+
+def test_a_micro_batch_that_only_fills_up_a_rank_must_not_count(spread):
+    assert (weights_of(spread / "broken") - weights_of(spread / "alone")).abs().max() > 5e-5
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_checkpoint_of_several_processes_is_resumed_by_one(spread, layout, world):
+    cfg, model, *_ = ready(world, model=TOY / "base")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
+    state = {"model": model, "optimizer": optimizer, "iteration": 0, "drawn": 0}
+    saved = json.loads((spread / layout / "config.json").read_text())
+    config = {each.name: saved[each.name] for each in FIELDS}
+    nft.open_run(nft.Config(**config), state)
+    assert state["iteration"] == 3 and state["drawn"] == read_rows(
+        spread / layout / "metrics.jsonl")[-1]["drawn"]
+    ours = parameters_to_vector(model.parameters())
+    assert (ours - weights_of(spread / layout)).abs().max() < 1e-6
+    moments = [s["exp_avg_sq"] for s in optimizer.state.values()]
+    assert all(m.any() for m in moments) and {s["step"].item() for s in optimizer.state.values()} == {6}
+
+def test_a_checkpoint_of_one_process_is_resumed_by_two(spread, world):
+    config = json.loads((spread / "alone/config.json").read_text())
+    def longer(name):
+        shutil.copytree(spread / "alone", spread / name)
+        settings = {each.name: config[each.name] for each in FIELDS}
+        settings |= {"out": spread / name, "iterations": 4}
+        return [str(part) for flag, value in settings.items() for part in (f"--{flag}", value)]
+    done = torchrun(2, ({"NFT_FSDP": "1"}, longer("by two"), ""))
+    assert done.returncode == 0, done.stderr[-3000:]
+    nft.main(longer("by one"))
+    assert (weights_of(spread / "by two") - weights_of(spread / "by one")).abs().max() < 1e-5
+    assert same_run(spread / "by two", spread / "by one")
+
+def test_a_rank_that_dies_ends_the_job(world, tmp_path):
+    dies = "nft.update = lambda *a, f=nft.update: os.kill(os.getpid(), 9 * nft.RANK) or f(*a)"
+    start = time.time()
+    done = torchrun(2, ({"NFT_FSDP": "1"}, argv(world, out=tmp_path / "run"), dies), timeout=90)
+    assert done.returncode != 0 and "SIGKILL" in done.stderr and time.time() - start < 60
 
 # ---------------------------------------------------------------- command line and bad inputs
 PAPER = dict(train="hf://datasets/ChenDRAG/VeRL_math_validation/dapo-math-17k_10boxed.parquet",
