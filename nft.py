@@ -396,8 +396,8 @@ def update(model, optimizer, rows: list[Row], cfg: Config, vocab: int) -> dict[s
 def append(out: Path, name: str, rows: list, **where) -> None:
     """Add rows, of graded answers what `python verify.py` reads, to out/NAME.jsonl."""
     if RANK == 0:
-        rows = [dict(question=row.q.prompt, answer=row.q.answer, response=row.text, r=row.r)
-                if isinstance(row, Row) else row for row in rows]
+        rows = [dict(question=row.q.prompt, answer=row.q.answer, response=row.text, r=row.r,
+                     cut=not row.a.finished) if isinstance(row, Row) else row for row in rows]
         with (out / f"{name}.jsonl").open("a") as file:
             file.writelines(json.dumps(where | row, default=float) + "\n" for row in rows)
 def evaluate(model, tokenizer, sets: dict, cfg: Config, out: Path, iteration: int) -> None:

@@ -9,6 +9,9 @@
 All in float64, where equal means to 1e-12: rounding was measured at 2e-14 and less, and what claim
 6 spoils on purpose is off by 0.07 and more. Read on with `pytest -v test_equivalence.py`.
 """
+import os
+import subprocess
+import sys
 import zlib
 from functools import cache, partial
 from math import hypot, inf, sqrt
@@ -216,8 +219,27 @@ def test_a_whole_update_with_clipping_and_adamw_takes_the_same_step(policy):
     assert distance(weights(ours) - start, weights(theirs) - start) < EQUAL
     assert metrics["grad_norm"] > config().grad_clip
 
-@pytest.mark.skip(reason="nft.py trains in one process so far: there is no FSDP to test")
-def test_a_whole_update_takes_the_same_step_in_two_processes_with_fsdp(): ...
+TWO_SHARDS = """
+import nft, sys
+for out, algo, omega in (("nft", "nft", "grpo"), ("grpo", "dapo", "one"), ("rft", "rft", "one")):
+    nft.main([*sys.argv[1:], "--algo", algo, "--omega", omega, "--out", out])
+"""
+
+def test_a_whole_training_takes_the_same_steps_in_two_processes_with_fsdp(tmp_path):
+    flags = dict(model=TOY / "base", train=TOY / "train.jsonl", eval=f"test@1={TOY}/test.jsonl",
+                 questions=5, K=6, minibatches=1, iterations=2, eval_every=0, micro_tokens=300)
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+               "--no-python", sys.executable, "-c", TWO_SHARDS]
+    command += [str(part) for name, value in flags.items() for part in (f"--{name}", value)]
+    subprocess.run([sys.executable, *command], check=True, cwd=tmp_path, timeout=200, env=os.environ
+                   | {"NFT_FSDP": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TOY.parent)})
+    start, ours, theirs, other = (
+        weights(AutoModelForCausalLM.from_pretrained(folder)) for folder in
+        (TOY / "base", *(tmp_path / name / "final" for name in ("nft", "grpo", "rft"))))
+    assert distance(ours - start, theirs - start) < 1e-3
+    assert distance(other - start, theirs - start) > 0.1
+    samples = [(tmp_path / name / "samples.jsonl").read_text() for name in ("nft", "grpo")]
+    assert samples[0] == samples[1]
 
 # ---------------------------------------------------------------- 4. the same training
 # Strictly on-policy (one minibatch an iteration), NFT with omega sqrt((1 - r_hat) / r_hat) is GRPO

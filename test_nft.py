@@ -7,6 +7,7 @@ for sums of two digits and has tokens such as \\boxed{3} to answer with: a run t
 import collections
 import dataclasses
 import errno
+import importlib
 import itertools
 import json
 import math
@@ -30,7 +31,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from hypothesis import given, settings, strategies as st
 from torch.nn.utils import parameters_to_vector
-from transformers import (AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM,
+from transformers import (AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM,
                           PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer)
 
 import nft
@@ -379,15 +380,20 @@ def test_temperature_zero_is_the_greedy_generate_of_transformers():
 
 # ---------------------------------------------------------------- questions
 CHAT = [{"role": "user", "content": "1+1"}]
+VERL = {"data_source": "math_dapo", "prompt": CHAT, "ability": "MATH",  # DAPO-Math-17k's columns
+        "reward_model": {"ground_truth": "2", "style": "rule-lighteval/MATH_v2"},
+        "extra_info": {"index": "9a9b6eb4-a1cb-49d1-8c1e-62eaf2f74079"}}
+MATH = {"problem": "1+1", "level": "Level 1", "type": "Algebra", "solution": "So $\\boxed{2}$."}
+MATH_500 = {"problem": "1+1", "solution": "Count: $\\boxed{3}$", "answer": "2", "level": 1,
+            "subject": "Algebra", "unique_id": "test/algebra/1.json"}
 
 @pytest.mark.parametrize("row, prompt, gold", [
     ({"question": "1+1", "answer": "2"}, "1+1", "2"),
     ({"question": "1-1", "answer": 0}, "1-1", "0"),
     ({"question": "1+1", "answer": "1 and 1 <<1+1=2>> is\n#### 2"}, "1+1", "2"),
     ({"problem": "1+1", "solution": "So \\boxed{\\frac{4}{2}}."}, "1+1", "\\frac{4}{2}"),
-    ({"problem": "1+1", "solution": "See \\boxed{3}.", "answer": "2"}, "1+1", "2"),
     ({"prompt": CHAT, "answer": "2"}, CHAT, "2"),
-    ({"prompt": CHAT, "reward_model": {"ground_truth": "2"}, "data_source": "x"}, CHAT, "2")])
+    (VERL, CHAT, "2"), (MATH, "1+1", "2"), (MATH_500, "1+1", "2")])
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
 def test_load_questions_finds_columns_and_gold(world, tmp_path, row, prompt, gold, suffix):
     path = tmp_path / f"file{suffix}"
@@ -588,8 +594,8 @@ def test_an_update_in_bfloat16_starts_on_policy_where_the_samplers_log_probs_wou
 # ---------------------------------------------------------------- runs
 TIMES = {"sample_tokens_per_s", "train_tokens_per_s", "seconds", "sample_seconds", "train_seconds",
          "peak_gb", "mfu"}
-METRICS = TIMES | {"iteration", "acc", "kept_frac", "r_hat", "length", "truncated_frac", "entropy",
-                   "R_mean", "R_max", "floored_frac", "loss", "grad_norm", "lr"}
+METRICS = TIMES | {"iteration", "logp_gap", "acc", "kept_frac", "r_hat", "length", "entropy",
+                   "truncated_frac", "R_mean", "R_max", "floored_frac", "loss", "grad_norm", "lr"}
 
 def run(world, out, **flags):
     nft.main(argv(world, out=out, **flags))
@@ -780,6 +786,61 @@ def test_the_toy_learns_in_a_few_iterations(world, tmp_path):
         questions=16, max_new=64, lr=3e-4, warmup=0, eval_every=0, eval_k=16, save_every=99))
     assert after > before + 0.2  # of 256 answers: 4.5 standard errors at the least
 
+def test_hub_ids_may_name_a_config_and_a_split(monkeypatch):
+    asked = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **b: asked.append((a, b)) or SUMS)
+    for path in ("openai/gsm8k:main:test", "HuggingFaceH4/MATH-500:test", "some/set"):
+        assert len(nft.load_questions(path)) == 9
+    assert asked == [(("openai/gsm8k", "main"), {"split": "test"}),
+                     (("HuggingFaceH4/MATH-500",), {"split": "test"}),
+                     (("some/set",), {"split": "train"})]
+
+def test_intervals_are_those_of_the_mean_over_questions(world, tmp_path, monkeypatch):
+    cfg, *rest, _ = ready(world)
+    r_hats = [0.0, 0.25, 0.75, 1.0] * 50
+    rows = [nft.Row(nft.Question("", ""), nft.Answer([], [], True), "", 0.0, r_hat)
+            for r_hat in r_hats for _ in range(4)]
+    monkeypatch.setattr(nft, "rollout", lambda *_, **__: rows)
+    nft.evaluate(*rest, {"set": ([None] * 200, 4)}, cfg, tmp_path, 0)
+    row, error = read_rows(tmp_path / "eval.jsonl")[0], pd.Series(r_hats).std() / math.sqrt(200)
+    assert (row["avg"], row["pass"], row["n"], row["k"]) == (0.5, 0.75, 200, 4)
+    assert row["high"] - 0.5 == pytest.approx(1.96 * error, rel=0.1)
+    assert 0.5 - row["low"] == pytest.approx(1.96 * error, rel=0.1)
+
+def test_evaluation_takes_k_by_set_and_leaves_answers_that_verify_grades_again(
+        world, tmp_path, capsys):
+    sums = world / "sums.jsonl"
+    out = run(world, tmp_path / "run", eval=f"a@5={sums},b@1={sums},c={sums}", eval_only=True)
+    evals, samples = read_rows(out / "eval.jsonl"), read_rows(out / "samples.jsonl")
+    assert [(row["name"], row["k"]) for row in evals] == [("a", 5), ("b", 1), ("c", 3)]
+    assert all(row["low"] <= row["avg"] <= row["high"] for row in evals)
+    assert len(samples) == 9 * (5 + 1 + 3)
+    mean = sum(row["avg"] for row in evals) / 3
+    assert f"mean of the sets: {{0: {round(mean, 3)}}}" in capsys.readouterr().out
+    verify.main(str(out / "samples.jsonl"))
+    right = int(sum(row["r"] for row in samples))
+    with_cut_ones = sum(verify.grade(row["response"], row["answer"]) for row in samples)
+    assert right < with_cut_ones
+    assert capsys.readouterr().out.splitlines()[-1] == f"{right} of {len(samples)} right"
+
+def test_metrics_tell_the_samplers_gap_the_memory_and_the_use_of_the_machine(finished):
+    for row in read_rows(finished[0] / "metrics.jsonl"):
+        assert 0 < row["logp_gap"] < 1e-5 and 0.1 < row["peak_gb"] < 24 and 0 < row["mfu"] < 1
+        assert row["sample_seconds"] + row["train_seconds"] < row["seconds"] + 1e-3
+
+def test_tensorboard_gets_the_metrics_or_its_absence_is_told(world, tmp_path, monkeypatch):
+    scalars, module = [], type(sys)("torch.utils.tensorboard")
+    module.SummaryWriter = lambda out: type("Writer", (), {
+        "add_scalar": lambda self, *scalar: scalars.append(scalar)})()
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    out = run(world, tmp_path / "run", tensorboard=True, iterations=2)
+    rows = read_rows(out / "metrics.jsonl")
+    assert all((name, row[name], row["iteration"]) in scalars for row in rows
+               for name in METRICS - {"iteration"})
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(SystemExit, match="^nft.py: .*tensorboard"):
+        run(world, tmp_path / "other", tensorboard=True)
+
 @pytest.mark.parametrize("greedy", [dict(eval_temperature=0), dict(eval_top_p=1e-6)])
 def test_eval_only_logs_each_named_set_and_trains_nothing(world, tmp_path, greedy):
     sets = f"first={world / 'sums.jsonl'},{world / 'sums.jsonl'}"
@@ -804,13 +865,16 @@ LAYOUTS = {  # processes, how the model is spread over them
     "2 x 2, tensor parallel": (4, {"NFT_FSDP": "1", "NFT_TP": "2"})}
 TWICE = "nft.micro_batches = lambda *a, f=nft.micro_batches: [(part, 1.0) for part, _ in f(*a)]"
 
-def torchrun(processes, *runs, timeout=300):
-    """Run nft.main in so many processes, once for each (layout, argv, code to run before)."""
-    runs = [({"NFT_FSDP": "0", "NFT_TP": "1"} | layout, argv, patch) for layout, argv, patch in runs]
+def torchrun(processes, script, *args, timeout=300):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
-               str(processes), "--no-python", sys.executable, "-c", WORKER, json.dumps(runs)]
+               str(processes), "--no-python", sys.executable, "-c", script, *args]
     return subprocess.run(command, text=True, capture_output=True, timeout=timeout, cwd=TOY.parent,
                           env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+def train_in(processes, *runs, timeout=300):
+    """Run nft.main in so many processes, once for each (layout, argv, code to run before)."""
+    runs = [({"NFT_FSDP": "0", "NFT_TP": "1"} | layout, *rest) for layout, *rest in runs]
+    return torchrun(processes, WORKER, json.dumps(runs), timeout=timeout)
 
 @pytest.fixture(scope="module")
 def spread(world, tmp_path_factory):
@@ -824,9 +888,9 @@ def spread(world, tmp_path_factory):
                     lr=5e-5, warmup=0, eval_every=0, save_every=2)
     nft.main(flags("alone"))
     for processes in (2, 4):
-        runs = [(layout, flags(name), "") for name, (n, layout) in LAYOUTS.items() if n == processes]
+        runs = [(env, flags(name), "") for name, (n, env) in LAYOUTS.items() if n == processes]
         runs += [({}, flags("broken"), TWICE)] if processes == 2 else []
-        done = torchrun(processes, *runs)
+        done = train_in(processes, *runs)
         assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
@@ -866,7 +930,8 @@ def test_a_checkpoint_of_several_processes_is_resumed_by_one(spread, layout, wor
     ours = parameters_to_vector(model.parameters())
     assert (ours - weights_of(spread / layout)).abs().max() < 1e-6
     moments = [s["exp_avg_sq"] for s in optimizer.state.values()]
-    assert all(m.any() for m in moments) and {s["step"].item() for s in optimizer.state.values()} == {6}
+    assert all(moment.any() for moment in moments)
+    assert {s["step"].item() for s in optimizer.state.values()} == {6}
 
 def test_a_checkpoint_of_one_process_is_resumed_by_two(spread, world):
     config = json.loads((spread / "alone/config.json").read_text())
@@ -875,7 +940,7 @@ def test_a_checkpoint_of_one_process_is_resumed_by_two(spread, world):
         settings = {each.name: config[each.name] for each in FIELDS}
         settings |= {"out": spread / name, "iterations": 4}
         return [str(part) for flag, value in settings.items() for part in (f"--{flag}", value)]
-    done = torchrun(2, ({"NFT_FSDP": "1"}, longer("by two"), ""))
+    done = train_in(2, ({"NFT_FSDP": "1"}, longer("by two"), ""))
     assert done.returncode == 0, done.stderr[-3000:]
     nft.main(longer("by one"))
     assert (weights_of(spread / "by two") - weights_of(spread / "by one")).abs().max() < 1e-5
@@ -884,8 +949,96 @@ def test_a_checkpoint_of_one_process_is_resumed_by_two(spread, world):
 def test_a_rank_that_dies_ends_the_job(world, tmp_path):
     dies = "nft.update = lambda *a, f=nft.update: os.kill(os.getpid(), 9 * nft.RANK) or f(*a)"
     start = time.time()
-    done = torchrun(2, ({"NFT_FSDP": "1"}, argv(world, out=tmp_path / "run"), dies), timeout=90)
+    done = train_in(2, ({"NFT_FSDP": "1"}, argv(world, out=tmp_path / "run"), dies), timeout=90)
     assert done.returncode != 0 and "SIGKILL" in done.stderr and time.time() - start < 60
+
+# ---------------------------------------------------------------- toy/plan.py
+HOLDING = """
+import json, sys, torch, transformers
+from torch.distributed.tensor import DTensor
+from transformers.distributed import DistributedConfig
+
+def local_bytes(tensors):
+    local = [t.to_local() if isinstance(t, DTensor) else t for t in tensors]
+    return sum(t.numel() * t.element_size() for t in local)
+
+for tp, fsdp in json.loads(sys.argv[2]):
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        sys.argv[1], dtype=torch.float32,
+        distributed_config=DistributedConfig(tp_size=tp, fsdp_size=fsdp, fsdp_mixed_precision=True))
+    weights = list(model.parameters())
+    optimizer = torch.optim.AdamW(weights)
+    model(torch.arange(10)[None]).logits.float().square().mean().backward()
+    optimizer.step()
+    moments = [t for state in optimizer.state.values() for t in state.values() if t.ndim]
+    print("HELD", json.dumps([tp, fsdp, {
+        "weights": local_bytes(weights), "gradients": local_bytes([p.grad for p in weights]),
+        "AdamW's moments": local_bytes(moments)}]), flush=True)
+torch.distributed.destroy_process_group()
+"""
+
+@pytest.fixture(scope="module")
+def plan():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(TOY))
+        return importlib.import_module("plan")
+
+def test_a_plan_says_what_two_real_ranks_hold(plan):
+    """Sharded by FSDP and by tensor parallelism, after a step: not a byte more or less, up to the
+    padding of shards. The toy's 262 rows of embedding halve, so here there is none."""
+    layouts, base = [(1, 2), (2, 1)], str(TOY / "base")
+    out = torchrun(2, HOLDING, base, json.dumps(layouts))
+    assert out.returncode == 0, out.stderr
+    rows = [json.loads(line.split("HELD")[1]) for line in out.stdout.splitlines()
+            if "HELD" in line]
+    assert len(rows) == 2 * len(layouts)
+    for tp, fsdp, held in rows:
+        s = plan.shapes(AutoConfig.from_pretrained(base), tp, fsdp)
+        assert held == plan.state_bytes(s.local), (tp, fsdp)
+
+def test_uneven_shards_are_counted_with_their_padding(plan):
+    """262 rows of embedding over 8 ranks are 33 rows on the first; all else divides."""
+    config = AutoConfig.from_pretrained(TOY / "base")
+    whole, eighth = plan.shapes(config), plan.shapes(config, fsdp=8)
+    assert 8 * eighth.local - whole.total == (8 * 33 - 262) * config.hidden_size
+    assert eighth.gathered == whole.total == whole.local == whole.matrices  # a tied embedding
+
+@pytest.mark.parametrize("name, total, tp, fsdp", [
+    ("Qwen/Qwen2.5-Math-7B", 7_615_616_512, 1, 8), ("Qwen/Qwen2.5-Math-7B", 7_615_616_512, 4, 16),
+    ("Qwen/Qwen2.5-32B", 32_763_876_352, 2, 8), ("Qwen/Qwen2.5-32B", 32_763_876_352, 8, 16)])
+def test_the_models_of_the_paper_are_counted_in_full(plan, name, total, tp, fsdp):
+    s = plan.shapes(plan.model_config(name), tp, fsdp)
+    assert s.total == total
+    norms = (2 * s.L + 1) * s.h  # which TP leaves whole
+    assert s.gathered == (total - norms) / tp + norms
+    assert s.local == s.gathered / fsdp
+
+def figures(plan, capsys, *flags) -> dict[str, str]:
+    plan.main([*flags])
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()]
+    return {row[0].strip(): row[1].strip() for row in rows if len(row) == 2}
+
+def test_a_plan_reacts_as_it_should(plan, capsys):
+    """Half the rows, half the cache; twice the ranks, half the state and less time; --tp splits."""
+    base = figures(plan, capsys, "--preset", "7b", "--gpus", "8", "--sample_rows", "128")
+    assert base["GB always: weights"] == "3.8" and base["GB sampling: gathered"] == "15.2"
+    # 28 layers * 4 heads * 128 * 2 tensors * 2 bytes * 4096 tokens * 128 rows, and a layer more
+    assert base["GB sampling: keys and values"] == f"{57344 * 4096 * 128 * 29 / 28 / 1e9:.1f}"
+    assert base["fits 80, 141, 192 GB"] == "yes, yes, yes"
+    rows = base["sample_rows that fit 80, 141, 192 GB"].split(", ")[0]
+    for n, fits in ((int(rows), "yes"), (int(rows) + 16, "no")):
+        other = figures(plan, capsys, "--preset", "7b", "--gpus", "8", "--sample_rows", str(n))
+        assert other["fits 80, 141, 192 GB"].split(", ")[0] == fits
+    more = figures(plan, capsys, "--preset", "7b", "--gpus", "16", "--tp", "2")
+    assert more["TP x FSDP"] == "2 x 8" and more["GB always: weights"] == "1.9"
+    assert more["GB sampling: gathered"] == "7.6"
+    assert float(base["FLOPs of sampling, training"].split(", ")[1]) == pytest.approx(
+        10 * 7.07e9 * 512 * 16 * (150 + 896), rel=0.1)  # 10 a token and parameter, and attention
+
+def test_an_impossible_layout_is_refused_in_a_sentence(plan):
+    for flags in (["--tp", "8"], ["--gpus", "6", "--tp", "4"], ["--fsdp", "3"], ["--tp", "16"]):
+        with pytest.raises(SystemExit, match="must divide"):
+            plan.main(["--preset", "7b", *flags])
 
 # ---------------------------------------------------------------- command line and bad inputs
 PAPER = dict(train="hf://datasets/ChenDRAG/VeRL_math_validation/dapo-math-17k_10boxed.parquet",
@@ -1135,7 +1288,8 @@ GRADED = [          # text, gold, right?
     (r"\boxed{9999.9}", "10000", False), (r"\boxed{2.4}", "2.5", False),
     (r"\boxed{41} or \boxed{42}", "42", False), (r"\boxed{41}, \boxed{42}", "41", False),
     (r"\boxed{41}\boxed{42}", "42", False), (r"\(\boxed{41}\) or \(\boxed{42}\)", "42", False),
-    (r"\boxed{41 \text{ or 42}}", "41", False), (r"\boxed{5 \text{ thousand}}", "5", False), (r"\boxed{1} and \boxed{-2}", "-2, 1", True),
+    (r"\boxed{41 \text{ or 42}}", "41", False), (r"\boxed{5 \text{ thousand}}", "5", False),
+    (r"\boxed{1} and \boxed{-2}", "-2, 1", True),
     (r"first \boxed{41}, no: \boxed{42}", "42", True), ("41 42 43 44", "42", False),
     (r"\boxed{42}" + " then" * 10**5, "42", True),
     (r"\boxed{" + "7" * 5000 + "}", "7" * 5001, False)]
@@ -1305,5 +1459,6 @@ def test_verify_grades_a_file_from_the_command_line(tmp_path):
         return subprocess.run(command, capture_output=True, text=True)
     right, wrong = {"response": r"\boxed{14/24}", "answer": "7/12"}, {"response": "", "answer": "3"}
     assert run(right, wrong).stdout.splitlines() == ["line 2: None != 3", "1 of 2 right"]
+    assert run(right, right | {"cut": True}).stdout.splitlines()[-1] == "1 of 2 right"
     refused = run(right, {"response": "x"})
     assert refused.returncode == 1 and "line 2" in refused.stderr and "Trace" not in refused.stderr

@@ -111,7 +111,7 @@ def state_bytes(local: int) -> dict[str, int]:
 
 def phase_bytes(cfg: nft.Config, s: SimpleNamespace, rows: int) -> dict[str, dict[str, float]]:
     """What a rank holds besides, by phase, with `rows` answers side by side in sampling."""
-    longest, chunk = cfg.max_prompt + cfg.max_new, max(128, 2**21 // s.V)  # as in nft.token_logps
+    longest, chunk = cfg.max_prompt + cfg.max_new, 512  # as in nft.token_logps
     T = max(cfg.micro_tokens, longest)
     return {
         "sampling": {"gathered": 2 * s.gathered, "logits": rows * 28 * s.V,
