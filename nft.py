@@ -371,9 +371,8 @@ def update(model, optimizer, rows: list[Row], cfg: Config, vocab: int) -> dict[s
         optimizer.zero_grad()
         for part, weight, logp_old in batch:
             logp, mask = score(part)
-            mask = mask * weight
             r, r_hat = logp.new_tensor([(row.r, row.r_hat) for row in part]).split(1, dim=1)
-            loss_sum, stats = loss_fn(logp, logp_old, r, r_hat, mask, **settings)
+            loss_sum, stats = loss_fn(logp, logp_old, r, r_hat, mask := mask * weight, **settings)
             (loss_sum * SHARES / n_tokens).backward()  # FSDP takes the mean over ranks
             gap = (logp - sampled(part)).abs().max() * (not norms)  # in the first step: on policy
             log.append([x.item() for x in (loss_sum, (stats["R"] * mask).sum(),
@@ -381,8 +380,9 @@ def update(model, optimizer, rows: list[Row], cfg: Config, vocab: int) -> dict[s
         each = [p.grad.norm() for p in model.parameters()]  # with NFT_TP they lie on two meshes
         each = [norm.full_tensor() if hasattr(norm, "full_tensor") else norm for norm in each]
         norms.append(torch.stack(each).norm())
-        require(norms[-1].isfinite(), f"step {len(norms)}: the gradient's norm is {norms[-1]}, of "
-                f"questions {sorted({str(row.q.prompt)[:60] for row in minibatch})}")
+        asked = sorted({str(row.q.prompt)[:60] for row in minibatch})
+        require(norms[-1].isfinite(), f"step {len(norms)} of an update: the gradient's norm is "
+                f"{norms[-1]}, on {asked}; the last checkpoint is in {cfg.out}/checkpoint")
         clip_grads_with_norm_(model.parameters(), cfg.grad_clip, norms[-1], foreach=False)
         optimizer.step()
         model.to(model.dtype)  # FSDP keeps a tied matrix twice, and its padding hides the step

@@ -678,7 +678,7 @@ def poisoned_in_the_third(world, out, patch):
             next(model.parameters()).data[DIGIT] = math.nan
         return real(model, *args)
     patch.setattr(nft, "update", update)
-    with pytest.raises(SystemExit, match="^nft.py: .*gradient.*nan.*$"):
+    with pytest.raises(SystemExit, match=r"^nft.py: step 1.*gradient.*nan.*\d\+\d.*checkpoint$"):
         run(world, out)
 
 def child(world, out, prepare, **flags):
