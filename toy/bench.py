@@ -18,8 +18,10 @@ grade    verify.grade against Math-Verify: answers a second, errors by the label
 sizes    seconds and peak memory of a step against length of answers, K, width and vocabulary:
          toy/bench.png, with the exponent of growth over the last doubling
 gpu      with --device cuda: shapes of Qwen2.5, random weights. Decoding against the bound of memory
-         bandwidth, (weights + keys and values) / bandwidth a step; a training step of 4096 tokens
-         against the peak of bf16 (the ratio is the MFU). --tiny tries the same code on a CPU
+         bandwidth, (weights + keys and values) / bandwidth a step; an update of 4096 tokens against
+         the peak of bf16 (the ratio is the MFU), at 8 flops a weight and token: 2 to score with
+         pi_old, 6 to train; recomputed activations are not counted as work. The phases of an
+         iteration on 256 answers. --tiny tries the same code on a CPU
 """
 import argparse
 import json
@@ -41,8 +43,9 @@ from statistics import median
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch  # noqa: E402
 import transformers  # noqa: E402
-from torch.nn.functional import cross_entropy, linear, linear_cross_entropy  # noqa: E402
+from torch.nn import functional as F  # noqa: E402
 from torch.nn.utils.rnn import pad_sequence  # noqa: E402
+from transformers.modeling_layers import GradientCheckpointingLayer  # noqa: E402
 
 TOY = Path(__file__).resolve().parent
 sys.path.insert(0, str(TOY.parent))
@@ -99,9 +102,11 @@ def probe(what: str, timeout: float | None = None, **how) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 def memory(peak: bool, device: str = "cpu") -> float:
-    """MiB, now or at most so far: of the process, or of its tensors on the GPU."""
+    """MiB, now or at most: of the process so far, or of its tensors on the GPU since the last call."""
     if device == "cuda":
-        return (torch.cuda.max_memory_allocated if peak else torch.cuda.memory_allocated)() / 2**20
+        most = (torch.cuda.max_memory_allocated if peak else torch.cuda.memory_allocated)()
+        torch.cuda.reset_peak_memory_stats()
+        return most / 2**20
     name = "VmHWM" if peak else "VmRSS"
     return int(re.search(name + r":\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 
@@ -238,6 +243,7 @@ def bench_train(args):
 
 # ---------------------------------------------------------------- log-probs of large vocabularies
 METHODS = ["nft.py", "full logits", "cross_entropy", "linear_cross_entropy"]
+METHODS = METHODS if hasattr(F, "linear_cross_entropy") else METHODS[:3]  # new in torch 2.13
 
 def log_probs(method: str, model, answer: list[int]):
     """Log-prob of each token of an answer to the prompt [0]."""
@@ -248,10 +254,10 @@ def log_probs(method: str, model, answer: list[int]):
     weight = model.get_output_embeddings().weight
     if method == "linear_cross_entropy":  # by chunks of nft.py's size: its "auto" is 3x slower
         options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=128)
-        return -linear_cross_entropy(hidden, weight, ids[1:], reduction="none", options=options)
-    logits = linear(hidden, weight).float()
+        return -F.linear_cross_entropy(hidden, weight, ids[1:], reduction="none", options=options)
+    logits = F.linear(hidden, weight).float()
     if method == "cross_entropy":
-        return -cross_entropy(logits, ids[1:], reduction="none")
+        return -F.cross_entropy(logits, ids[1:], reduction="none")
     return logits.log_softmax(-1).gather(-1, ids[1:, None])[:, 0]
 
 def head(V: int, dtype: str, device: str):
@@ -386,7 +392,7 @@ PEAKS = {"H100": (989e12, 3.35e12), "H200": (989e12, 4.8e12), "A100": (312e12, 2
 
 def bounds(model, rows: int, context: float, tokens: int, device: str) -> tuple[float, float]:
     """Least seconds a token of decoding, that reads in bf16 all weights, keys and values a step;
-    and of training on one row of tokens, at 6 flops a weight and causal attention."""
+    and of an update on one row of tokens, at 8 flops a weight and causal attention."""
     name = torch.cuda.get_device_name() if device == "cuda" else ""
     flops, bandwidth = next((PEAKS[known] for known in PEAKS if known in name), (1e12, 1e11))
     c, weights = model.config, sum(p.numel() for p in model.parameters())
@@ -394,7 +400,7 @@ def bounds(model, rows: int, context: float, tokens: int, device: str) -> tuple[
         weights -= model.get_input_embeddings().weight.numel()  # a row a token
     width = c.hidden_size // c.num_attention_heads * c.num_key_value_heads
     cache = rows * context * c.num_hidden_layers * 2 * width
-    work = 6 * weights + 6 * c.num_hidden_layers * c.hidden_size * tokens
+    work = 8 * weights + 8 * c.num_hidden_layers * c.hidden_size * tokens
     return 2 * (weights + cache) / bandwidth / rows, work / flops
 
 def bench_gpu(args):
@@ -411,7 +417,8 @@ def bench_gpu(args):
         if name == "7B":  # in bf16 and without AdamW's state: a step fits one GPU, if not a run
             model = model.bfloat16()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0) if name == "7B" else adamw(model)
-        model.train().gradient_checkpointing_enable()
+        for module in model.modules():  # as in nft.load_model
+            module.training = isinstance(module, GradientCheckpointingLayer)
         cfg = nft.Config(dtype="bfloat16", micro_tokens=tokens, minibatches=1)
         answers = random_answers([tokens - 16], model.config.vocab_size, 1)
         run = partial(update, model, answers, cfg, optimizer)
@@ -419,6 +426,16 @@ def bench_gpu(args):
         costs |= {"peak flops": [training] * args.pairs}
         yield from compare("gpu", f"train, {name}, {tokens} tokens", costs, "tokens/s")
         yield entry("gpu", f"train, {name}: peak memory", memory(True, args.device), unit="MiB")
+        if name != "7B":  # an iteration: 256 answers of one length, as many tokens a micro-batch
+            long, cfg = 2 * max_new, replace(cfg, micro_tokens=4 * tokens)
+            answers = random_answers([long] * 2 * rows, model.config.vocab_size, 16)
+            asked = [list(range(64))] * (rows // 8)
+            with torch.autocast(args.device, torch.bfloat16):
+                cost = seconds(lambda: sample(model, asked, 16, long, NEVER) * 1.0, args.device)
+            case = f"iteration, {name}, {len(answers)} answers of {long} tokens"
+            yield entry("gpu", f"{case}: sampling", cost, unit="s")
+            cost = seconds(lambda: update(model, answers, cfg, optimizer) * 1.0, args.device)
+            yield entry("gpu", f"{case}: old log-probs, training", cost, unit="s")
         del model, optimizer, run, runs, how  # make room for the next
 
 # ---------------------------------------------------------------- table

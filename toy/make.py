@@ -1,4 +1,4 @@
-r"""Make the toy: `python toy/make.py` writes toy/base/, toy/train.jsonl and toy/test.jsonl.
+r"""Make the toy: `python toy/make.py` writes toy/base/ and toy/train, test and hard.jsonl.
 
 The task is arithmetic of 2 to 4 operations on small integers, fractions and decimals. The base is
 a Qwen2 of 0.8M parameters, one token a byte, pretrained to imitate three kinds of solvers:
@@ -18,7 +18,8 @@ others guess, 2% are right. The mean answer is 21 tokens, 0.4% run into max_new 
 to start a step, it gets 95%: the skill is there. It takes 11 minutes to make on one core (22 on a
 busy machine).
 
-`write_questions(path, rng, n, [5], taken, longest=96)` makes a harder split. The same machine and
+toy/hard.jsonl has questions of 5 operations, more than the base has ever seen. toy/small/ is made
+by `python toy/make.py --hidden 64 --out DIR`: 0.2M parameters, avg 0.31, pass@16 0.94. The same machine and
 version of PyTorch give the same bytes (one thread, seeded; checked by two runs); another machine
 gives another base of about the same figures, so re-made files differ from the committed ones.
 """
@@ -313,6 +314,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     write_questions(args.out / "test.jsonl", rng, 200, [2, 3, 4], taken)
     write_questions(args.out / "train.jsonl", rng, 2400, [2, 3, 4], taken)
+    write_questions(args.out / "hard.jsonl", random.Random(args.seed), 200, [5], set(), longest=96)
     tokenizer = make_tokenizer()
     model = make_model(tokenizer, args.hidden, args.layers)
     pretrain(model, batches(rng, tokenizer, args.steps, taken), args.steps)
