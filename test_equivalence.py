@@ -231,8 +231,10 @@ def test_a_whole_training_takes_the_same_steps_in_two_processes_with_fsdp(tmp_pa
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
                "--no-python", sys.executable, "-c", TWO_SHARDS]
     command += [str(part) for name, value in flags.items() for part in (f"--{name}", value)]
-    subprocess.run([sys.executable, *command], check=True, cwd=tmp_path, timeout=200, env=os.environ
-                   | {"NFT_FSDP": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TOY.parent)})
+    where = {"NFT_FSDP": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TOY.parent),
+             "CUDA_VISIBLE_DEVICES": ""}  # two ranks and perhaps one GPU: on the CPU
+    subprocess.run([sys.executable, *command], check=True, cwd=tmp_path, timeout=200,
+                   env=os.environ | where)
     start, ours, theirs, other = (
         weights(AutoModelForCausalLM.from_pretrained(folder)) for folder in
         (TOY / "base", *(tmp_path / name / "final" for name in ("nft", "grpo", "rft"))))

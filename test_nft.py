@@ -21,7 +21,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
-os.environ.update(HF_HUB_OFFLINE="1", MPLBACKEND="Agg")
+os.environ.update(HF_HUB_OFFLINE="1", MPLBACKEND="Agg", CUDA_VISIBLE_DEVICES="")
 
 import datasets
 import pandas as pd
@@ -1235,7 +1235,8 @@ DIFFERENT = {
     "candidates": [
         ("41, 42", "42"), ("41 or 42", "42"), ("41=42", "42"), ("42=41", "42"), ("41, 42", "41"),
         (r"\{41,42\}", "42"), ("41/42", "42"), ("x=41, x=42", "42"), (r"41\approx42", "42"),
-        ("x=5+5+1=7=11", "11"), (r"\pm 42", "42"), ("42, 42", "42"), ("41 42", "42"), ("4 2", "42")],
+        ("x=5+5+1=7=11", "11"), (r"\pm 42", "42"), ("42, 42", "42"), ("41 42", "42"),
+        ("4 2", "42")],
     "near misses": [
         ("0.1", "0.1000001"), ("10^{50}+1", "10^{50}"), ("10^{-60}", "0"), (r"10^{-60}\pi", "0"),
         ("e^{-1000}", "0"), ("0.333", "1/3"), ("1/2^{99}", "1/2^{98}"), ("2^{500}", "2^{500}+1"),
@@ -1303,7 +1304,8 @@ HOSTILE = {         # kept in a box; none is 42, and none may take long, grow, o
     "matrix": r"\begin{pmatrix}" + r"\\".join(["&".join("1" * 1000)] * 1000) + r"\end{pmatrix}",
     "sum": r"\sum_{n=1}^{10^9}\frac{1}{n^2}", "integral": r"\int_0^\infty e^{-x^2}dx",
     "limit": r"\lim_{n\to\infty}(1+1/n)^n", "sines": "+".join([r"\sin(10^{140}x)"] * 40),
-    "powers": "+".join(["x^y"] * 100), "signs": r"\pm 1," * 100, "letters": "a" * 900, "ors": "or" * 450,
+    "powers": "+".join(["x^y"] * 100), "signs": r"\pm 1," * 100, "letters": "a" * 900,
+    "ors": "or" * 450,
     "code": "__import__('os').system('touch CANARY')", "division": "1/0",
     "infinity": r"\infty-\infty", "text": r"\text{" * 20000, "dollars": "$" * 10**6,
     "backslashes": "\\" * 10**6, "newlines": "\n" * 10**6, "pipes": "|" * 10**6}

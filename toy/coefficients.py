@@ -14,7 +14,8 @@ sys.path.insert(0, str(HERE.parent))
 import nft  # noqa: E402
 
 CURVES = {  # label: loss, its settings, the line; the widest is drawn first, so that none hides
-    "NFT, eps 1 (default)": (nft.nft_loss, dict(omega="grpo", eps=1.0), dict(color="lightskyblue", lw=7)),
+    "NFT, eps 1 (default)":
+        (nft.nft_loss, dict(omega="grpo", eps=1.0), dict(color="lightskyblue", lw=7)),
     "NFT, eps 0.5": (nft.nft_loss, dict(omega="grpo", eps=0.5), dict(color="crimson", lw=4.5)),
     "NFT, eps 0.1": (nft.nft_loss, dict(omega="grpo", eps=0.1), dict(color="gold", lw=2)),
     "GRPO, clip 0.2": (nft.grpo_loss, dict(clip_low=0.2, clip_high=0.2), dict(color="k", ls="--")),
@@ -40,7 +41,7 @@ def draw(path: Path) -> None:
                 y[1:][y.diff().abs() > 0.2] = float("nan")  # a clip is a gap, not a slope
                 axis.plot(R, y, label=label, **line)
             on_policy = coefficient(nft.grpo_loss, torch.ones(1), r, r_hat)
-            axis.plot(1, on_policy, "o", color="black", ms=7, zorder=5, label="on-policy: all agree")
+            axis.plot(1, on_policy, "ko", ms=7, zorder=5, label="on-policy: all agree")
             axis.axhline(0, color="grey", lw=0.8)
             axis.axvline(1, color="grey", lw=0.8, ls=":")
             axis.set_title(f"{verdict} answer, $\\hat r$ = {r_hat}")
@@ -53,7 +54,8 @@ def draw(path: Path) -> None:
         axis.set_xlabel(r"ratio $R = \pi_\theta(a_t) / \pi_{old}(a_t)$")
     axes[0, 1].legend(loc="lower left")
     figure.suptitle("Right: NFT pulls all tokens alike, GRPO lets go above 1 + clip. "
-                    "Wrong: NFT at eps 1 is GRPO above R = 1;\nbelow, it fades where GRPO drops to 0. "
+                    "Wrong: NFT at eps 1 is GRPO above R = 1;\n"
+                    "below, it fades where GRPO drops to 0. "
                     "A smaller eps pushes harder above R = 1.")
     figure.savefig(path, dpi=100)
 

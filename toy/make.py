@@ -18,10 +18,11 @@ others guess, 2% are right. The mean answer is 21 tokens, 0.4% run into max_new 
 to start a step, it gets 95%: the skill is there. It takes 11 minutes to make on one core (22 on a
 busy machine).
 
-toy/hard.jsonl has questions of 5 operations, more than the base has ever seen. toy/small/ is made
-by `python toy/make.py --hidden 64 --out DIR`: 0.2M parameters, avg 0.31, pass@16 0.94. The same machine and
-version of PyTorch give the same bytes (one thread, seeded; checked by two runs); another machine
-gives another base of about the same figures, so re-made files differ from the committed ones.
+toy/hard.jsonl has questions of 5 operations, more than the base has ever seen. toy/small/ is the
+base of `python toy/make.py --hidden 64 --out DIR`: 0.2M parameters, avg 0.31, pass@16 0.94. The
+same machine and version of PyTorch give the same bytes (one thread, seeded; checked by two runs);
+another machine gives another base of about the same figures, so re-made files differ from the
+committed ones.
 """
 import argparse
 import json

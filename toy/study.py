@@ -104,8 +104,8 @@ def stages(runs: dict, quick: bool):
     yield [(f"{model}|{name}", model, at_best(model, name), seed, budget, N)
            for model in models for seed in seeds for name in ALGORITHMS]
     if not quick:
-        yield [(f"0.8M|{name}|{what} {label}", "0.8M", at_best("0.8M", name) | flags, seed, budget, 16)
-               for seed in SWEEP_SEEDS for what, (name, values) in SWEEPS.items()
+        yield [(f"0.8M|{name}|{what} {label}", "0.8M", at_best("0.8M", name) | flags, seed, budget,
+                16) for seed in SWEEP_SEEDS for what, (name, values) in SWEEPS.items()
                for label, flags in values.items()]
 
 def load(path: Path) -> dict:
@@ -144,8 +144,10 @@ def interval(values) -> tuple[float, float, float]:
     return values.mean(), *np.quantile(means, [0.025, 0.975])
 
 MEASURES = {
-    "avg, test": lambda row: avg(row, "test"), "pass@16, test": lambda row: pass_at(row, "test", 16),
-    "avg, hard": lambda row: avg(row, "hard"), "pass@16, hard": lambda row: pass_at(row, "hard", 16),
+    "avg, test": lambda row: avg(row, "test"),
+    "pass@16, test": lambda row: pass_at(row, "test", 16),
+    "avg, hard": lambda row: avg(row, "hard"),
+    "pass@16, hard": lambda row: pass_at(row, "hard", 16),
     "entropy": lambda row: np.mean([point[2] for point in row["curves"][-5:]])}
 
 class Results:
@@ -254,7 +256,8 @@ def figure_algorithms(results: Results, model: str, path: Path) -> None:
 
 def figure_sweeps(results: Results, path: Path) -> None:
     from matplotlib import pyplot
-    figure, axes = pyplot.subplots(2, len(SWEEPS), figsize=(18, 5.5), layout="constrained", sharey="row")
+    figure, axes = pyplot.subplots(2, len(SWEEPS), figsize=(18, 5.5), layout="constrained",
+                                   sharey="row")
     for column, what in zip(axes.T, SWEEPS):
         keys = {label: key for label, key in results.swept(what).items()
                 if results.of(key, SWEEP_SEEDS)}
@@ -268,6 +271,31 @@ def figure_sweeps(results: Results, path: Path) -> None:
     axes[0, 0].set_ylabel("avg, hard")
     axes[1, 0].set_ylabel("entropy at the end")
     figure.savefig(path, dpi=80)
+
+def report_real(folder: Path) -> None:
+    """Table and figure of the runs of nft.py in folder/RUN, on a real model."""
+    import pandas as pd
+    from matplotlib import pyplot
+    figure, axes = pyplot.subplots(1, 4, figsize=(17, 3.5), layout="constrained")
+    rows = []
+    for run in sorted(folder.glob("*/")):
+        evals = pd.read_json(run / "eval.jsonl", lines=True)
+        metrics = pd.read_json(run / "metrics.jsonl", lines=True)
+        axes[0].errorbar(evals.iteration, evals.avg, [evals.avg - evals.low, evals.high - evals.avg],
+                         fmt="o-", capsize=3, label=run.name)
+        axes[1].plot(evals.iteration, evals["pass"], "o-")
+        axes[2].plot(metrics.iteration, metrics.acc)
+        axes[3].plot(metrics.iteration, metrics.entropy)
+        rows += [[run.name, len(metrics), e.iteration, percent(e.avg, e.low, e.high),
+                  f"{100 * e['pass']:.1f}", f"{metrics.entropy[max(0, e.iteration - 1)]:.3f}"]
+                 for _, e in evals.iterrows()]
+    titles = ["avg@16, held-out", "pass@16, held-out", "accuracy in training", "entropy, nats a token"]
+    for axis, title in zip(axes, titles):
+        axis.set(title=title, xlabel="iteration")
+        axis.grid(alpha=0.3)
+    axes[0].legend()
+    figure.savefig(folder / "real.png", dpi=80)
+    print(markdown(["run", "iterations", "after", "avg@16", "pass@16", "entropy"], rows))
 
 def report(path: Path) -> None:
     """Print the tables, draw the figures beside the log."""
@@ -291,6 +319,7 @@ def main() -> None:
     if not args.report:
         study(folder / "runs.jsonl", args.quick, args.workers)
     report(folder / "runs.jsonl")
+    report_real(TOY / "real")
 
 if __name__ == "__main__":
     main()
