@@ -35,7 +35,7 @@ import sys
 import time
 from dataclasses import replace
 from functools import partial
-from importlib.metadata import distributions
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -102,7 +102,7 @@ def probe(what: str, timeout: float | None = None, **how) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 def memory(peak: bool, device: str = "cpu") -> float:
-    """MiB, now or at most: of the process so far, or of its tensors on the GPU since the last call."""
+    """MiB, now or at most: of the process so far, or of tensors on the GPU since the last call."""
     if device == "cuda":
         most = (torch.cuda.max_memory_allocated if peak else torch.cuda.memory_allocated)()
         torch.cuda.reset_peak_memory_stats()
@@ -445,14 +445,14 @@ PROBES = {"logps": probe_logps, "grade": probe_grade, "sizes": probe_sizes}
 
 def about(args) -> dict:
     """Where and with what the numbers were taken."""
-    versions = {package.name: package.version for package in distributions()}
+    names = ("torch", "transformers", "trl", "math-verify", "numpy")
     cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1]
     machine = torch.cuda.get_device_name() if args.device == "cuda" else cpu
     return dict(date=time.strftime("%Y-%m-%d"), machine=f"{machine}, {os.cpu_count()} cores",
                 threads=torch.get_num_threads(), pairs=args.pairs,
                 git=subprocess.getoutput(f"git -C '{TOY}' describe --always --dirty"),
-                versions={name: versions.get(name) for name in
-                          ("torch", "transformers", "trl", "math-verify", "numpy")})
+                versions={name: metadata.version(name) for name in names if find_spec(
+                    name.replace("-", "_"))})
 
 def show(report: dict) -> None:
     """The README's table; sizes are in the picture."""

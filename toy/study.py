@@ -9,14 +9,15 @@ algorithms that drop unmixed questions pay for what they draw; all but the swept
 nft.py's defaults. Learning rates: one grid for all, chosen for each algorithm (and model) by avg on
 test.jsonl over TUNING seeds, which are not used again. Then SEEDS, each the same for all: a seed
 fixes the questions' order and the numbers that answers are drawn with, so differences are paired by
-seed. Final models answer each question of test.jsonl, and of hard.jsonl (5 operations, training has 2 to
-4), N times; pass@k is the unbiased estimate from these. Intervals are 95% bootstrap over seeds.
+seed. Final models answer each question of test.jsonl, and of hard.jsonl (5 operations, training has
+2 to 4), N times; pass@k is the unbiased estimate from these. Intervals: 95% bootstrap over seeds.
 """
 import argparse
 import functools
 import json
 import os
 import sys
+import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+import transformers  # noqa: E402
 
 TOY = Path(__file__).resolve().parent
 sys.path.insert(0, str(TOY.parent))
@@ -46,6 +48,7 @@ SWEEPS = {  # figure -> what is swept: label -> flags, over those of an algorith
     "minibatches": ("NFT", {str(n): dict(minibatches=n) for n in (1, 16)}),
     "minibatches of RFT": ("RFT", {str(n): dict(minibatches=n) for n in (1, 16)}),
     "minibatches of GRPO": ("GRPO", {str(n): dict(minibatches=n) for n in (1, 16)})}
+SWEPT = "0.2M"  # the model of the sweeps, the cheaper one
 MIDDLE = {"eps": "1.0", "omega": "dr_grpo", "neg_weight": "1.0", "K": "8"}  # nft.py's defaults
 
 # ---------------------------------------------------------------- running
@@ -104,7 +107,7 @@ def stages(runs: dict, quick: bool):
     yield [(f"{model}|{name}", model, at_best(model, name), seed, budget, N)
            for model in models for seed in seeds for name in ALGORITHMS]
     if not quick:
-        yield [(f"0.8M|{name}|{what} {label}", "0.8M", at_best("0.8M", name) | flags, seed, budget,
+        yield [(f"{SWEPT}|{name}|{what} {label}", SWEPT, at_best(SWEPT, name) | flags, seed, budget,
                 16) for seed in SWEEP_SEEDS for what, (name, values) in SWEEPS.items()
                for label, flags in values.items()]
 
@@ -114,6 +117,7 @@ def load(path: Path) -> dict:
 
 def study(path: Path, quick: bool, workers: int) -> None:
     """Run what path does not hold yet, a line a finished run."""
+    transformers.utils.logging.disable_progress_bar()
     path.parent.mkdir(parents=True, exist_ok=True)
     runs = load(path)
     with ProcessPoolExecutor(workers) as pool:
@@ -125,7 +129,8 @@ def study(path: Path, quick: bool, workers: int) -> None:
                 runs[row["key"], row["seed"]] = row
                 with path.open("a") as file:
                     file.write(json.dumps(row) + "\n")
-                print(f"{row['key']}, seed {row['seed']}: {avg(row, 'test'):.3f}", flush=True)
+                score = f"seed {row['seed']}: {avg(row, 'test'):.3f}"
+                print(time.strftime("%X"), row["key"], score, flush=True)
 
 # ---------------------------------------------------------------- statistics
 def avg(row: dict, split: str) -> float:
@@ -170,8 +175,8 @@ class Results:
     def swept(self, what: str) -> dict[str, str]:
         """label -> key, the default among them, in order."""
         name, values = SWEEPS[what]
-        keys = {label: f"0.8M|{name}|{what} {label}" for label in values}
-        keys[MIDDLE.get(what, "4")] = f"0.8M|{name}"
+        keys = {label: f"{SWEPT}|{name}|{what} {label}" for label in values}
+        keys[MIDDLE.get(what, "4")] = f"{SWEPT}|{name}"
         order = ["one", "dr_grpo", "grpo"]
         return dict(sorted(keys.items(), key=lambda item: order.index(item[0])
                            if item[0] in order else float(item[0])))
@@ -211,9 +216,9 @@ def gap_table(results: Results) -> str:
     pairs = [(f"{model}|{a}", f"{model}|{b}", SEEDS) for model in MODELS for a, b in (
         ("NFT", "RFT"), ("NFT", "RFT, 1 - r_hat"), ("RFT, 1 - r_hat", "RFT"), ("NFT", "GRPO"),
         ("NFT", "Dr. GRPO"), ("NFT", "DAPO"))]
-    pairs += [(key, f"0.8M|{SWEEPS[what][0]}", SWEEP_SEEDS) for what in SWEEPS
+    pairs += [(key, f"{SWEPT}|{SWEEPS[what][0]}", SWEEP_SEEDS) for what in SWEEPS
               for key in results.swept(what).values() if key.count("|") > 1]
-    pairs += [(f"0.8M|NFT|minibatches {n}", f"0.8M|RFT|minibatches of RFT {n}", SWEEP_SEEDS)
+    pairs += [(f"{SWEPT}|NFT|minibatches {n}", f"{SWEPT}|RFT|minibatches of RFT {n}", SWEEP_SEEDS)
               for n in (1, 16)]
     rows = [[f"{a} minus {b.split('|', 1)[1]}", *(percent(*results.gap(a, b, m, seeds), signed=True)
              for m in list(MEASURES)[:4])] for a, b, seeds in pairs
@@ -281,15 +286,15 @@ def report_real(folder: Path) -> None:
     for run in sorted(folder.glob("*/")):
         evals = pd.read_json(run / "eval.jsonl", lines=True)
         metrics = pd.read_json(run / "metrics.jsonl", lines=True)
-        axes[0].errorbar(evals.iteration, evals.avg, [evals.avg - evals.low, evals.high - evals.avg],
-                         fmt="o-", capsize=3, label=run.name)
+        spread = [evals.avg - evals.low, evals.high - evals.avg]
+        axes[0].errorbar(evals.iteration, evals.avg, spread, fmt="o-", capsize=3, label=run.name)
         axes[1].plot(evals.iteration, evals["pass"], "o-")
         axes[2].plot(metrics.iteration, metrics.acc)
         axes[3].plot(metrics.iteration, metrics.entropy)
         rows += [[run.name, len(metrics), e.iteration, percent(e.avg, e.low, e.high),
                   f"{100 * e['pass']:.1f}", f"{metrics.entropy[max(0, e.iteration - 1)]:.3f}"]
                  for _, e in evals.iterrows()]
-    titles = ["avg@16, held-out", "pass@16, held-out", "accuracy in training", "entropy, nats a token"]
+    titles = ["avg@16, held-out", "pass@16, held-out", "accuracy in training", "entropy"]
     for axis, title in zip(axes, titles):
         axis.set(title=title, xlabel="iteration")
         axis.grid(alpha=0.3)
