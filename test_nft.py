@@ -13,6 +13,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from pathlib import Path
 os.environ.update(HF_HUB_OFFLINE="1", MPLBACKEND="Agg", CUDA_VISIBLE_DEVICES="")
 
 import datasets
+import numpy as np
 import pandas as pd
 import pytest
 import sympy
@@ -1039,6 +1041,76 @@ def test_an_impossible_layout_is_refused_in_a_sentence(plan):
     for flags in (["--tp", "8"], ["--gpus", "6", "--tp", "4"], ["--fsdp", "3"], ["--tp", "16"]):
         with pytest.raises(SystemExit, match="must divide"):
             plan.main(["--preset", "7b", *flags])
+
+# ---------------------------------------------------------------- toy/study.py, README
+@pytest.fixture(scope="module")
+def study():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(TOY))
+        return importlib.import_module("study")
+
+def test_pass_at_k_is_the_mean_over_all_choices_of_k_answers(study):
+    n, right = 6, [0, 1, 3, 6]
+    for k in (1, 2, 5, 6):
+        every = [any(i < c for i in chosen) for c in right
+                 for chosen in itertools.combinations(range(n), k)]
+        assert study.pass_at({"n": n, "test": right}, "test", k) == pytest.approx(np.mean(every))
+
+def test_an_interval_covers_the_mean_of_normal_numbers_as_often_as_it_says(study):
+    rng = np.random.default_rng(0)
+    found = [study.interval(rng.normal(3, 1, 30)) for _ in range(200)]
+    assert 0.88 < np.mean([low < 3 < high for _, low, high in found]) < 0.98
+
+def test_differences_are_paired_by_seed(study, tmp_path):
+    """Seeds differ far more than algorithms do; only the pairs show it. A lost seed is left out."""
+    rows = [dict(key=key, seed=seed, n=10, test=[seed + better], hard=[0], curves=[])
+            for key, better in (("a", 1), ("b", 0)) for seed in range(8) if (key, seed) != ("b", 3)]
+    (tmp_path / "runs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    results = study.Results(tmp_path / "runs.jsonl")
+    assert results.gap("a", "b", "avg, test") == pytest.approx((0.1, 0.1, 0.1))
+    low, high = study.interval(results.values("a", "avg, test"))[1:]
+    assert high - low > 0.2
+
+def test_a_run_of_the_study_spends_its_budget_and_is_the_same_again(study, monkeypatch):
+    monkeypatch.setattr(study, "count_right", lambda model, *args: [
+        int(sum(p.double().sum() for p in model.parameters()) * 1e6)])  # of the weights, a hash
+    rows = [study.run("k", "0.2M", dict(questions=4, lr=lr), 1, 100, 1) for lr in (0, 1e-3, 1e-3)]
+    for row in rows:
+        drawn = [point[0] for point in row["curves"]]
+        assert drawn == sorted(drawn) and drawn[-1] >= 100 > drawn[-2]
+    assert rows[1] == rows[2] and rows[0]["test"] != rows[1]["test"]
+
+def test_the_learning_rate_is_the_best_on_the_tuning_seeds(study):
+    score = dict(zip(study.GRID, [3, 9, 7, 1]))
+    runs = {(study.tuning_key("m", "NFT", lr), seed): {"test": [score[lr]], "n": 10}
+            for lr in study.GRID for seed in study.TUNING}
+    assert study.chosen(runs, "m", "NFT") == 1e-4
+    assert not set(study.TUNING) & set(study.SEEDS)
+
+def test_the_loss_that_the_readme_adds_trains_with_its_coefficients(world, monkeypatch):
+    """W-REINFORCE: 0.1 R for tokens of right answers and -R for those of wrong ones."""
+    readme = (TOY.parent / "README.md").read_text()
+    code, = (code for code in re.findall(r"```python\n(.*?)```", readme, re.S) if "def " in code)
+    monkeypatch.setattr(nft, "ALGORITHMS", dict(nft.ALGORITHMS))
+    exec(code, {"torch": torch, "ALGORITHMS": nft.ALGORITHMS})
+    cfg, model, rows = off_policy(world)
+    cfg = dataclasses.replace(cfg, algo="w_reinforce")
+    ours = weights_after(lambda: update(model, rows, cfg), model)
+    for right, same in ((0.1, True), (0.2, False)):
+        def coefficient(R, r, r_hat):
+            return R * (right if r else -1)
+        theirs = weights_after(lambda: naive_update(model, rows, cfg, coefficient), model)
+        assert torch.allclose(ours, theirs, rtol=0, atol=1e-12) == same
+
+def test_every_command_of_the_readme_is_one_that_runs():
+    """Those of nft.py have flags that it takes, those of toy/ are scripts that are there."""
+    readme = (TOY.parent / "README.md").read_text().replace("\\\n", " ")
+    commands = re.findall(r"nft\.py((?: +--?[^`#|\n]*)?)", readme)
+    parsed = [nft.parse_args(shlex.split(flags.replace("...", ""))) for flags in commands
+              if flags and "nft |" not in flags]
+    assert len(parsed) >= 8 and any(cfg.preset == "7b" for cfg in parsed)
+    scripts = set(re.findall(r"python (toy/\w+\.py)", readme))
+    assert scripts and all((TOY.parent / script).exists() for script in scripts)
 
 # ---------------------------------------------------------------- command line and bad inputs
 PAPER = dict(train="hf://datasets/ChenDRAG/VeRL_math_validation/dapo-math-17k_10boxed.parquet",

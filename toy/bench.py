@@ -482,8 +482,10 @@ def main() -> None:
         return show(report)
     usual = "gpu,logps" if args.device == "cuda" else "sampler,train,logps,grade,sizes"
     for name in (args.only or usual).split(","):
-        report[name] = about(args) | {"rows": list(PARTS[name](args))}
-        args.out.write_text(json.dumps(report, indent=1))  # parts that did not run now stay
+        report[name] = about(args) | {"rows": []}
+        for row in PARTS[name](args):
+            report[name]["rows"].append(row)
+            args.out.write_text(json.dumps(report, indent=1))  # parts that did not run now stay
 
 if __name__ == "__main__":
     main()
