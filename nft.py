@@ -119,13 +119,12 @@ class Config:
     seed: int = flag(0, "of all randomness")
     def __post_init__(self):
         self.omega = self.omega or ("one" if self.algo == "rft" else "dr_grpo")
-        name = f"{self.preset}-{self.algo}-{self.seed}" + "-eval" * self.eval_only
-        self.out = self.out or f"runs/{name}"
+        kind = "-eval" if self.eval_only else ""
+        self.out = self.out or f"runs/{self.preset}-{self.algo}-{self.seed}{kind}"
         low = dict(K=2, eval_k=1, iterations=1, questions=1, minibatches=1, max_new=1, eps=1e-6,
                    lr=0, grad_clip=1e-6, save_every=1, temperature=0.01, eval_temperature=0, seed=0)
         for name, x in low.items():
             require(getattr(self, name) >= x, f"--{name} must be {x} or more")
-
 DATA = "hf://datasets/ChenDRAG/VeRL_math_validation/{}.parquet"  # the official code's files
 PAPER = dict(
     train=DATA.format("dapo-math-17k_10boxed"), eval=",".join("=".join((k, DATA.format(v))) for k, v
@@ -167,7 +166,6 @@ def gathered(model, cfg: Config):
     for unit in units:
         unit.reshard()
         unit.set_reshard_after_forward(isinstance(unit, GradientCheckpointingLayer), recurse=False)
-
 def load_model(cfg: Config):
     """Model, with all its EOS ids, and tokenizer. A rank reads its part of the weights."""
     dtype, fsdp = getattr(torch, cfg.dtype), SHARES if FSDP == 1 else FSDP or 1
@@ -178,16 +176,18 @@ def load_model(cfg: Config):
         model = transformers.AutoModelForCausalLM.from_pretrained(
             cfg.model, dtype=torch.promote_types(dtype, torch.float32), distributed_config=layout)
     except Exception as error:  # transformers, tokenizers and safetensors raise many kinds
-        raise RunError(f"--model {cfg.model}: {' '.join(str(error).split())}") from error
+        raise RunError(f"--model {cfg.model}: {error} {error.__cause__ or ''}") from error
     eos = np.atleast_1d(model.generation_config.eos_token_id).tolist() + [tokenizer.eos_token_id]
     model.generation_config.eos_token_id = sorted(set(eos) - {None})
     require(model.generation_config.eos_token_id, f"--model {cfg.model}: it has no EOS id")
     require(tokenizer.chat_template, f"--model {cfg.model}: its tokenizer has no chat template")
     for module in model.to("cuda" if torch.cuda.is_available() else "cpu").modules():
-        module.training = isinstance(module, GradientCheckpointingLayer)  # no dropout
+        module.training = isinstance(module, GradientCheckpointingLayer)  # only there: no dropout
+    model.token_logps = token_logps.__get__(model)
+    register_fsdp_forward_method(model, "token_logps")  # FSDP gathers weights for it
     with torch.no_grad(), gathered(model, cfg):
         logp = model(torch.tensor([[0]], device=model.device)).logits[0, 0].log_softmax(-1)[1]
-        same = abs(logp - token_logps(model, [[0]], [[1]])[0]) < 0.3  # unlike in Gemma 2
+        same = abs(logp - model.token_logps([[0]], [[1]])[0]) < 0.3  # unlike in Gemma 2
         require(same, f"--model {cfg.model}: its logits are not just a matrix times hidden states")
     return model, tokenizer
 # ---------------------------------------------------------------- questions
@@ -205,19 +205,21 @@ def load_questions(path: str, tokenizer=None, cfg: Config | None = None) -> list
             row = {column: value for column, value in row.items() if value is not None}
             prompt = next((row[c] for c in ("question", "problem", "prompt") if c in row), None)
             gold = next((row[c] for c in ("answer", "solution", "ground_truth") if c in row), None)
-            require(prompt and gold is not None, f"no question or answer in {', '.join(row)}")
+            require(prompt and type(gold) in (str, int, float), f"no question or answer: {[*row]}")
             gold = str(gold).split("####")[-1].strip()  # GSM8K's way, then MATH's
             gold = extract_answer(gold) or "" if "\\boxed" in gold else gold
             check_gold(gold)
-            tokens = encode(tokenizer, prompt, cfg.instruction) if tokenizer else []
-            if not tokenizer or len(tokens) <= cfg.max_prompt:
-                found[str((prompt, gold)) if tokenizer else n] = Question(prompt, gold, tokens)
+            if not tokenizer:
+                found[n] = Question(prompt, gold)
+            elif (key := str((prompt, gold))) not in found:
+                found[key] = Question(prompt, gold, encode(tokenizer, prompt, cfg.instruction))
     except Exception as error:  # datasets raises many kinds, the reason is in the cause
         raise RunError(f"{where}: {error.__cause__ or str(error) or 'no rows'}") from error
-    if len(found) < n and RANK == 0:
-        print(f"{path}: {n - len(found)} of {n} rows dropped, repeated or above --max_prompt")
-    require(found, f"{path}: no question is left")
-    return list(found.values())
+    kept = [q for q in found.values() if not tokenizer or len(q.tokens) <= cfg.max_prompt]
+    if len(kept) < n and RANK == 0:
+        print(f"{path}: {n - len(kept)} of {n} rows dropped, repeated or above --max_prompt")
+    require(kept, f"{path}: no question is left")
+    return kept
 def encode(tokenizer, prompt: list[dict] | str, instruction: str = "") -> list[int]:
     """Tokens of the prompt in the model's chat template."""
     if isinstance(prompt, str):
@@ -238,9 +240,9 @@ def token_logps(model, prompts: list[list[int]], answers: list[list[int]], *,
     hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
     hidden, target = hidden[:, :-1][is_answer[:, 1:]], ids[is_answer]  # state t - 1 predicts t
     def logp_of(hidden, target):
-        logp = log_softmax(model.get_output_embeddings()(hidden)[:, :vocab], temperature)
+        logp = log_softmax(model.get_output_embeddings().forward(hidden)[:, :vocab], temperature)
         return logp.gather(-1, target[:, None])[:, 0]
-    # 512 tokens at a time, made anew in backward: logits of all tokens are never held
+    # by 512 tokens, made anew in backward; `forward` skips FSDP's hooks: ranks differ in calls
     logp = torch.cat([torch.utils.checkpoint.checkpoint(logp_of, h, y, use_reentrant=False)
                       for h, y in zip(hidden.split(512), target.split(512))])
     logp = logp.split([len(a) for a in answers])
@@ -252,7 +254,7 @@ def pick(logits: Tensor, u: Tensor, temperature: float, top_p: float) -> tuple[T
     logp = log_softmax(logits, max(temperature, 1e-6))
     if top_p < 1:
         logp = transformers.TopPLogitsWarper(top_p)(None, logp).log_softmax(-1)
-    cdf = logp.exp().cumsum(-1)
+    cdf = logp.double().exp().cumsum(-1)  # in fp32 a GPU's sum may differ between NFT_TP ranks
     require(cdf[:, -1].isfinite().all(), "log-probs are not finite: the weights must be broken")
     token = torch.searchsorted(cdf, u.to(cdf)[:, None] * cdf[:, -1:], right=True)
     return token[:, 0], logp.gather(-1, token)[:, 0]
@@ -267,6 +269,7 @@ def sample(model, prompts: list[list[int]], K: int, max_new: int, *, eos_ids, te
     u = torch.from_numpy(np.stack(u)).to(model.device)
     eos, cache = torch.tensor(sorted(eos_ids), device=u.device), transformers.DynamicCache()
     tokens, logps = torch.zeros_like(u, dtype=torch.long), torch.zeros_like(u, dtype=torch.float64)
+    cache.update = lambda k, v, *i, add=cache.update: add(k.to(v.dtype), v, *i)  # RoPE makes fp32
     length, live = tokens.new_zeros(len(u)), torch.arange(len(u), device=u.device)
     ids = [torch.tensor(p, device=u.device) for p in prompts]
     mask = rnn.pad_sequence([torch.ones_like(p) for p in ids], True, padding_side="left")
@@ -295,10 +298,10 @@ Row = namedtuple("Row", "q a text r r_hat")  # an answer graded; the K of a ques
 def rollout(model, tokenizer, questions: list[Question], keys, K: int, cfg: Config, **how):
     """K rows for each question, sampled and graded by the ranks in shares; `how` is `sample`'s."""
     first, last = len(questions) * SHARE // SHARES, len(questions) * (SHARE + 1) // SHARES
-    rows, step = [], max(1, cfg.sample_rows // K)
-    with gathered(model, cfg):
-        for at in range(first, last, step):
-            part = slice(at, min(at + step, last))
+    rows, step, end = [], max(1, cfg.sample_rows // K), max(last, first + 1)
+    with gathered(model, cfg):  # all ranks sample, lest FSDP's record of passes should differ
+        for at in range(first, end, step):
+            part = slice(at, min(at + step, end))
             answers = sample(model, [q.tokens for q in questions[part]], K, cfg.max_new,
                              eos_ids=model.generation_config.eos_token_id, vocab=len(tokenizer),
                              keys=keys[part], **how)
@@ -307,8 +310,7 @@ def rollout(model, tokenizer, questions: list[Question], keys, K: int, cfg: Conf
             r = [float(a.finished and grade(text, q.answer))
                  for a, text, q in zip(answers, texts, asked)]
             rows += map(Row, asked, answers, texts, r, np.reshape(r, (-1, K)).mean(1).repeat(K))
-    return gather(rows)
-
+    return gather(rows[:K * (last - first)])
 def collect(model, tokenizer, data: list[Question], cfg: Config, drawn: int, rounds: int = 10):
     """Lines 5-9: answer questions until cfg.questions are mixed -> rows to train on, metrics.
     drawn: questions drawn before, from an endless stream of shuffled passes over `data`."""
@@ -333,7 +335,6 @@ def collect(model, tokenizer, data: list[Question], cfg: Config, drawn: int, rou
         truncated_frac=np.mean([not row.a.finished for row in rows]),
         entropy=-sum(sum(row.a.logps) for row in rows) / tokens,  # E[-log p], tokens drawn from p
         sample_tokens_per_s=tokens / (time.time() - began), sample_seconds=time.time() - began)
-
 def micro_batches(rows: list[Row], micro_tokens: int) -> list[tuple[list[Row], float]]:
     """(rows, weight) for this rank: longest first, micro_tokens with padding each. Ranks get as
     many, some once more at weight 0: in unequal numbers of passes they would wait for ever."""
@@ -349,8 +350,6 @@ def update(model, optimizer, rows: list[Row], cfg: Config, vocab: int) -> dict[s
     began, log, norms = time.time(), [], []
     loss_fn, fixed, _ = ALGORITHMS[cfg.algo]
     settings = {name: vars(cfg).get(name) for name in loss_fn.__kwdefaults__} | fixed
-    model.token_logps = token_logps.__get__(model)
-    register_fsdp_forward_method(model, "token_logps")  # FSDP gathers weights for it
     def score(part):
         prompts, answers = [row.q.tokens for row in part], [row.a.tokens for row in part]
         with torch.autocast(model.device.type, torch.bfloat16, cfg.dtype == "bfloat16"):
@@ -371,8 +370,9 @@ def update(model, optimizer, rows: list[Row], cfg: Config, vocab: int) -> dict[s
         optimizer.zero_grad()
         for part, weight, logp_old in batch:
             logp, mask = score(part)
+            mask = mask * weight
             r, r_hat = logp.new_tensor([(row.r, row.r_hat) for row in part]).split(1, dim=1)
-            loss_sum, stats = loss_fn(logp, logp_old, r, r_hat, mask := mask * weight, **settings)
+            loss_sum, stats = loss_fn(logp, logp_old, r, r_hat, mask, **settings)
             (loss_sum * SHARES / n_tokens).backward()  # FSDP takes the mean over ranks
             gap = (logp - sampled(part)).abs().max() * (not norms)  # in the first step: on policy
             log.append([x.item() for x in (loss_sum, (stats["R"] * mask).sum(),
@@ -385,7 +385,7 @@ def update(model, optimizer, rows: list[Row], cfg: Config, vocab: int) -> dict[s
                 f"{norms[-1]}, on {asked}; the last checkpoint is in {cfg.out}/checkpoint")
         clip_grads_with_norm_(model.parameters(), cfg.grad_clip, norms[-1], foreach=False)
         optimizer.step()
-        model.to(model.dtype)  # FSDP keeps a tied matrix twice, and its padding hides the step
+        model.to(model.dtype)  # FSDP sets up its shards anew: a tied one would miss the step
     model.activation_checkpointing_disable()
     log, tokens = np.array(gather(log)), sum(len(row.a.tokens) for row in rows)
     (loss, R_mean, floored_frac), seconds = log[:, :3].sum(0) / tokens, time.time() - began
@@ -423,13 +423,14 @@ def evaluate(model, tokenizer, sets: dict, cfg: Config, out: Path, iteration: in
             y=["acc", "kept_frac", "entropy", "length", "R_max", "grad_norm"])
         evals.pivot_table(["avg", "pass"], "iteration", "name").plot(ax=axes[0, 0], style="o--")
         axes[0, 0].figure.savefig(out / "curves.png", dpi=90, bbox_inches="tight")
-
 def open_run(cfg: Config, state: dict) -> Path:
     """The folder --out: loads its last checkpoint into `state` and drops rows of after it."""
     out, config = Path(cfg.out), asdict(cfg)
     if RANK == 0:
         old = json.loads(file.read_text()) if (file := out / "config.json").exists() else config
-        other = {k for k in config if config[k] != old.get(k)} - {"out", "iterations", "save_every"}
+        require(file.exists() or not any(out.glob("*.jsonl")), f"--out {out} holds .jsonl files")
+        other = {k for k in config if config[k] != old.get(k)} - {
+            "out", "iterations", "save_every", "sample_rows", "micro_tokens"}
         require(not other, f"--out {out} holds a run of other {', '.join(other)}: choose another")
         (out / "checkpoint").mkdir(parents=True, exist_ok=True)
         config |= {"torch": torch.__version__, "transformers": transformers.__version__,
@@ -443,7 +444,7 @@ def open_run(cfg: Config, state: dict) -> Path:
         dcp.load(state, checkpoint_id=saved[-1])
     for path in out.glob("*.jsonl") if RANK == 0 else []:  # a kill may have cut the last row
         rows = [row for row in path.read_bytes().splitlines(True) if row.endswith(b"\n")
-                and 0 < state["iteration"] >= json.loads(row)["iteration"]]
+                and 0 < state["iteration"] >= json.loads(row).get("iteration", 0)]
         os.truncate(path, sum(map(len, rows)))
     return out
 def save(out: Path, state: dict) -> None:
@@ -457,12 +458,12 @@ def save(out: Path, state: dict) -> None:
         part.rename(out / f"checkpoint/{state['iteration']:06}")
         for old in sorted(out.glob("checkpoint/0*"))[:-2]:
             shutil.rmtree(old)
-
 def train(cfg: Config) -> None:
     """Algorithm 1, with an evaluation before, during and after it."""
     model, tokenizer = load_model(cfg)
     sets = {name or Path(path).stem: (load_questions(path, tokenizer, cfg), int(k or cfg.eval_k))
             for name, k, path in re.findall(r"(?:([^@=,]+)(?:@([1-9]\d*))?=)?([^,]+)", cfg.eval)}
+    require(len(sets) > cfg.eval.count(","), f"--eval {cfg.eval}: each set needs a name of its own")
     data, stop = [] if cfg.eval_only else load_questions(cfg.train, tokenizer, cfg), []
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=cfg.weight_decay)
     state = {"model": model, "optimizer": optimizer, "iteration": 0, "drawn": 0}
@@ -496,10 +497,9 @@ def train(cfg: Config) -> None:
         if last or stopped or iteration % cfg.save_every == 0:
             save(out, state)
         if stopped and not last:
-            return tqdm.write(f"stopped by SIGTERM after iteration {iteration}: it is saved")
+            return RANK or tqdm.write(f"stopped by SIGTERM after iteration {iteration}, saved")
     model.save_pretrained(out / "final")
     tokenizer.save_pretrained(out / "final")
-
 def main(argv: list[str] | None = None) -> None:
     """Run the flags; what one sentence explains ends in that sentence and exit status 1."""
     datasets.disable_progress_bars()
@@ -508,6 +508,6 @@ def main(argv: list[str] | None = None) -> None:
     try:
         train(parse_args(argv))
     except (RunError, OSError, ImportError) as error:  # such as a full disk, no TensorBoard
-        sys.exit(f"nft.py: {error}")
+        sys.exit(f"nft.py: {' '.join(str(error).split())}")
 if __name__ == "__main__":
     main()

@@ -593,6 +593,23 @@ def test_an_update_in_bfloat16_starts_on_policy_where_the_samplers_log_probs_wou
     assert update(model, rows, cfg)["R_max"] == pytest.approx(1, abs=1e-6)
     assert abs(update(model, rows, dataclasses.replace(cfg, dtype="float32"))["R_max"] - 1) > 0.01
 
+def test_in_bfloat16_keys_and_values_take_two_bytes_and_answers_stay(world, monkeypatch):
+    """A model of fp32 weights under autocast makes keys in fp32, by way of RoPE."""
+    cfg, model, tokenizer, data = ready(world, dtype="bfloat16")
+    made, real = [], nft.transformers.DynamicCache
+    def keep():
+        made.append(real())
+        return made[-1]
+    monkeypatch.setattr(nft.transformers, "DynamicCache", keep)
+    rows = nft.rollout(model, tokenizer, data, range(9), 8, cfg)
+    assert {x.dtype for layer in made[0].layers for x in (layer.keys, layer.values)} == {
+        torch.bfloat16}
+    class Plain(real):
+        update = property(lambda self: super().update, lambda self, value: None)
+    monkeypatch.setattr(nft.transformers, "DynamicCache", Plain)
+    assert same_answers([row.a for row in rows], [row.a for row in nft.rollout(
+        model, tokenizer, data, range(9), 8, cfg)])
+
 # ---------------------------------------------------------------- runs
 TIMES = {"sample_tokens_per_s", "train_tokens_per_s", "seconds", "sample_seconds", "train_seconds",
          "peak_gb", "mfu"}
@@ -762,6 +779,11 @@ def test_an_interrupted_run_leaves_a_checkpoint_and_resumes_bitwise(
         interrupted(world, tmp_path / "run", patch)
     assert result(run(world, tmp_path / "run")) == result(finished[0])
 
+def test_a_run_goes_on_with_less_memory_and_gives_the_same(world, finished, tmp_path):
+    run(world, tmp_path / "run", iterations=2)
+    weights, _ = result(run(world, tmp_path / "run", sample_rows=7, micro_tokens=20))
+    assert weights == pytest.approx(result(finished[0])[0], abs=1e-4)
+
 def test_a_resume_without_the_moments_of_adam_is_caught(world, finished, tmp_path, monkeypatch):
     def forgetful(model, optimizer, *args, real=nft.update, calls=itertools.count()):
         if next(calls) == 0:
@@ -864,7 +886,10 @@ for layout, argv, patch in json.loads(sys.argv[1]):
 LAYOUTS = {  # processes, how the model is spread over them
     "2 copies": (2, {}), "2 shards": (2, {"NFT_FSDP": "1"}), "4 shards": (4, {"NFT_FSDP": "1"}),
     "2 copies of 2 shards": (4, {"NFT_FSDP": "2"}),
-    "2 x 2, tensor parallel": (4, {"NFT_FSDP": "1", "NFT_TP": "2"})}
+    "2 x 2 tensor parallel": (4, {"NFT_FSDP": "1", "NFT_TP": "2"}),
+    "2 shards, untied": (2, {"NFT_FSDP": "1"}),
+    "2 x 2, untied": (4, {"NFT_FSDP": "1", "NFT_TP": "2"}),
+    "4 shards, untied, few questions": (4, {"NFT_FSDP": "1"})}
 TWICE = "nft.micro_batches = lambda *a, f=nft.micro_batches: [(part, 1.0) for part, _ in f(*a)]"
 
 def torchrun(processes, script, *args, timeout=300):
@@ -878,17 +903,33 @@ def train_in(processes, *runs, timeout=300):
     runs = [({"NFT_FSDP": "0", "NFT_TP": "1"} | layout, *rest) for layout, *rest in runs]
     return torchrun(processes, WORKER, json.dumps(runs), timeout=timeout)
 
+def alone(layout):
+    """The run of one process that a run in this layout is to equal."""
+    return "alone" + "".join(layout.partition(",")[1:])
+
 @pytest.fixture(scope="module")
 def spread(world, tmp_path_factory):
     """name -> folder of one run of the toy, its model tied and with 262 rows that 4 do not divide:
-    "alone", in each of LAYOUTS, and "broken" in two processes that count a micro-batch twice."""
+    "alone", in each of LAYOUTS, and "broken" in two processes that count a micro-batch twice. An
+    untied one has its head in an FSDP unit with the last norm; its micro-batches are large, so that
+    ranks score unequal numbers of chunks of tokens. "Few questions" are fewer than ranks."""
     folder = tmp_path_factory.mktemp("spread")
     few = write_rows(folder / "few.jsonl", *read_rows(TOY / "train.jsonl")[:60])
+    one = write_rows(folder / "one.jsonl", *read_rows(TOY / "test.jsonl")[:1])
+    untied = AutoModelForCausalLM.from_pretrained(TOY / "base", tie_word_embeddings=False)
+    untied.lm_head.weight.data.copy_(untied.get_input_embeddings().weight)
+    shutil.copytree(TOY / "base", folder / "base")
+    untied.save_pretrained(folder / "base")
     def flags(name):
-        return argv(world, model=TOY / "base", train=few, eval=f"few@2={few}", out=folder / name,
-                    iterations=3, questions=9, K=6, minibatches=2, max_new=64, micro_tokens=300,
-                    lr=5e-5, warmup=0, eval_every=0, save_every=2)
-    nft.main(flags("alone"))
+        how = dict(model=TOY / "base", eval=f"few@2={few}", K=6, micro_tokens=300)
+        if "untied" in name:
+            how = dict(model=folder / "base", eval=f"one@2={one}", K=12, micro_tokens=2000)
+        if "few questions" in name:
+            how |= dict(algo="grpo", questions=2, micro_tokens=200)
+        return argv(world, train=few, out=folder / name, iterations=3, minibatches=2, max_new=64,
+                    lr=5e-5, warmup=0, eval_every=0, save_every=2, **dict(questions=9) | how)
+    for name in {alone(layout) for layout in LAYOUTS}:
+        nft.main(flags(name))
     for processes in (2, 4):
         runs = [(env, flags(name), "") for name, (n, env) in LAYOUTS.items() if n == processes]
         runs += [({}, flags("broken"), TWICE)] if processes == 2 else []
@@ -910,10 +951,12 @@ def same_run(ours, theirs):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_processes_draw_the_same_answers_and_hold_the_same_parameters(spread, layout):
-    assert same_run(spread / layout, spread / "alone")
-    start = parameters_to_vector(AutoModelForCausalLM.from_pretrained(TOY / "base").parameters())
-    moved = (weights_of(spread / "alone") - start).abs().max()
-    apart = (weights_of(spread / layout) - weights_of(spread / "alone")).abs().max()
+    one = spread / alone(layout)
+    assert same_run(spread / layout, one)
+    base = json.loads((one / "config.json").read_text())["model"]
+    start = parameters_to_vector(AutoModelForCausalLM.from_pretrained(base).parameters())
+    moved = (weights_of(one) - start).abs().max()
+    apart = (weights_of(spread / layout) - weights_of(one)).abs().max()
     assert apart < 1e-5 < 2e-4 < moved
 
 def test_a_micro_batch_that_only_fills_up_a_rank_must_not_count(spread):
@@ -921,10 +964,10 @@ def test_a_micro_batch_that_only_fills_up_a_rank_must_not_count(spread):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_checkpoint_of_several_processes_is_resumed_by_one(spread, layout, world):
-    cfg, model, *_ = ready(world, model=TOY / "base")
+    saved = json.loads((spread / layout / "config.json").read_text())
+    cfg, model, *_ = ready(world, model=saved["model"])
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
     state = {"model": model, "optimizer": optimizer, "iteration": 0, "drawn": 0}
-    saved = json.loads((spread / layout / "config.json").read_text())
     config = {each.name: saved[each.name] for each in FIELDS}
     nft.open_run(nft.Config(**config), state)
     assert state["iteration"] == 3 and state["drawn"] == read_rows(
@@ -1156,6 +1199,7 @@ def refusal(capsys, args):
     ([SUMS[0], {"question": "", "answer": "2"}], "bad.jsonl, row 2.*question"),
     ([SUMS[0], {"question": "1+1", "answer": ""}], "bad.jsonl, row 2.*empty"),
     ([SUMS[0], {"question": "1+1", "answer": None}], "bad.jsonl, row 2.*answer"),
+    ([{"question": "1+1", "answer": ["2"]}], "bad.jsonl, row 1.*answer"),
     ([SUMS[0], {"question": "1+1", "answer": "thus \\boxed{2"}], "bad.jsonl, row 2"),
     ([SUMS[0], {"question": "1+1", "answer": "\\frac{1}{"}], "bad.jsonl, row 2")],
     ids=lambda value: value if isinstance(value, str) else "")
@@ -1185,6 +1229,8 @@ def broken_models():
     ("no/such", dict(train="no/such")), ("sums.jsonl.*question", dict(max_prompt=2)),
     ("right and wrong", dict(train="hopeless.jsonl")),
     ("a_file", dict(out="a_file")), ("other_run.*lr", dict(out="other_run", lr=0.02)),
+    ("holds .jsonl", dict(out=".")), ("a name of its own", dict(eval="few.jsonl,x/few.jsonl")),
+    ("--eval", dict(eval="")),
     ("--K", dict(K=1)), ("--iterations", dict(iterations=0)), ("--questions", dict(questions=0)),
     ("--temperature", dict(temperature=0)), ("--temperature", dict(temperature="nan")),
     ("--seed", dict(seed=-1)), ("--eps", dict(eps=0)), ("--lr", dict(lr="fast")),
@@ -1196,6 +1242,9 @@ def test_a_bad_model_flag_or_folder_is_refused_in_one_sentence(
     broken_models()
     write_rows(Path("hopeless.jsonl"), {"question": "1+1", "answer": "77"})
     Path("a_file").touch()
+    Path("x").mkdir()
+    for folder in (".", "x"):
+        write_rows(Path(folder) / "few.jsonl", SUMS[0])
     shutil.copytree(finished[0], "other_run")
     before = contents(tmp_path)
     sentence = refusal(capsys, argv(world, **dict(out="run") | flags))
