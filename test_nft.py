@@ -1101,8 +1101,9 @@ def test_pass_at_k_is_the_mean_over_all_choices_of_k_answers(study):
 
 def test_an_interval_covers_the_mean_of_normal_numbers_as_often_as_it_says(study):
     rng = np.random.default_rng(0)
-    found = [study.interval(rng.normal(3, 1, 30)) for _ in range(200)]
-    assert 0.88 < np.mean([low < 3 < high for _, low, high in found]) < 0.98
+    for n in (3, 8):
+        found = [study.interval(rng.normal(3, 1, n)) for _ in range(2000)]
+        assert abs(np.mean([low < 3 < high for _, low, high in found]) - 0.95) < 0.015
 
 def test_differences_are_paired_by_seed(study, tmp_path):
     """Seeds differ far more than algorithms do; only the pairs show it. A lost seed is left out."""
