@@ -1131,6 +1131,19 @@ def test_the_learning_rate_is_the_best_on_the_tuning_seeds(study):
     assert study.chosen(runs, "m", "NFT") == 1e-4
     assert not set(study.TUNING) & set(study.SEEDS)
 
+def test_the_figures_of_the_readme_are_those_of_the_committed_logs(
+        study, tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(TOY))
+    shutil.copy(TOY / "study/runs.jsonl", tmp_path)
+    shutil.copytree(TOY / "real", tmp_path / "real")
+    study.report(tmp_path / "runs.jsonl")
+    study.report_real(tmp_path / "real")
+    importlib.import_module("bench").show(json.loads((TOY / "bench.json").read_text()))
+    told, figure = capsys.readouterr().out, r"[+-]?\d+\.\d+ \([+-]?\d+\.\d+ to [+-]?\d+\.\d+\)"
+    quoted = re.findall(figure, (TOY.parent / "README.md").read_text())
+    assert len(quoted) > 50 and set(quoted) <= set(re.findall(figure, told))
+    assert {"algorithms-0.8M.png", "real.png"} <= {path.name for path in tmp_path.glob("**/*.png")}
+
 def test_the_loss_that_the_readme_adds_trains_with_its_coefficients(world, monkeypatch):
     """W-REINFORCE: 0.1 R for tokens of right answers and -R for those of wrong ones."""
     readme = (TOY.parent / "README.md").read_text()
