@@ -247,7 +247,6 @@ def token_logps(model, prompts: list[list[int]], answers: list[list[int]], *,
                       for h, y in zip(hidden.split(512), target.split(512))])
     logp = logp.split([len(a) for a in answers])
     return tuple(rnn.pad_sequence(x, True) for x in (logp, [torch.ones_like(row) for row in logp]))
-
 def pick(logits: Tensor, u: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
     """Draw by inverse CDF from softmax(logits / temperature), or from its nucleus top_p: logits
     (B, V), u (B,) uniform in [0, 1) -> tokens, log-probs (B,). Temperature 0 is greedy."""
@@ -350,10 +349,11 @@ def update(model, optimizer, rows: list[Row], cfg: Config, vocab: int) -> dict[s
     began, log, norms = time.time(), [], []
     loss_fn, fixed, _ = ALGORITHMS[cfg.algo]
     settings = {name: vars(cfg).get(name) for name in loss_fn.__kwdefaults__} | fixed
+    logps_of = getattr(model, "token_logps", token_logps.__get__(model))  # load_model's, for FSDP
     def score(part):
         prompts, answers = [row.q.tokens for row in part], [row.a.tokens for row in part]
         with torch.autocast(model.device.type, torch.bfloat16, cfg.dtype == "bfloat16"):
-            return model.token_logps(prompts, answers, temperature=cfg.temperature, vocab=vocab)
+            return logps_of(prompts, answers, temperature=cfg.temperature, vocab=vocab)
     def sampled(part):  # the sampler's own log-probs
         logps = [torch.tensor(row.a.logps, dtype=model.dtype) for row in part]
         return rnn.pad_sequence(logps, True).to(model.device)

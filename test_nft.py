@@ -570,8 +570,8 @@ def test_an_update_does_not_depend_on_padding_micro_batches_or_the_order_of_rows
         world, dtype, tolerance, monkeypatch):
     cfg, model, rows = off_policy(world, dtype=dtype, minibatches=1)
     small, large = (dataclasses.replace(cfg, micro_tokens=n) for n in (40, 9999))
-    calls, score = [], nft.token_logps
-    monkeypatch.setattr(nft, "token_logps",
+    calls, score = [], model.token_logps
+    monkeypatch.setattr(model, "token_logps",
                         lambda *args, **how: calls.append(1) or score(*args, **how))
     def difference(rows_of_small):
         ours, theirs = (weights_after(lambda: update(model, *args), model)
