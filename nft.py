@@ -253,7 +253,7 @@ def pick(logits: Tensor, u: Tensor, temperature: float, top_p: float) -> tuple[T
     logp = log_softmax(logits, max(temperature, 1e-6))
     if top_p < 1:
         logp = transformers.TopPLogitsWarper(top_p)(None, logp).log_softmax(-1)
-    cdf = logp.double().exp().cumsum(-1)  # in fp32 a GPU's sum may differ between NFT_TP ranks
+    cdf = logp.exp().cumsum(-1, dtype=torch.float64)  # exact enough to agree on NFT_TP ranks
     require(cdf[:, -1].isfinite().all(), "log-probs are not finite: the weights must be broken")
     token = torch.searchsorted(cdf, u.to(cdf)[:, None] * cdf[:, -1:], right=True)
     return token[:, 0], logp.gather(-1, token)[:, 0]
