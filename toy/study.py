@@ -341,7 +341,7 @@ def report(path: Path) -> None:
             print(main_table(results, model))
             figure_algorithms(results, model, path.with_name(f"algorithms-{model}.png"))
     print(gap_table(results))
-    if any(results.of(key, SWEEP_SEEDS) for key in results.swept("eps").values()):
+    if any(results.of(key, SWEEP_SEEDS) for key in results.swept("eps").values() if "eps" in key):
         print(sweep_table(results))
         figure_sweeps(results, path.with_name("sweeps.png"))
 
