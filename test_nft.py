@@ -86,12 +86,15 @@ def world(tmp_path_factory):
     write_rows(folder / "sums.jsonl", *SUMS)
     return folder
 
+def command_line(settings):
+    return [str(part) for name, value in settings.items() for part in (f"--{name}", value)]
+
 def argv(world, **flags):
     """Command line of a short run in the world."""
     flags = dict(model=world / "model", train=world / "sums.jsonl", eval=world / "sums.jsonl",
                  iterations=4, questions=4, K=6, minibatches=2, max_new=12, lr=0.01, warmup=2,
                  eval_every=2, eval_k=3, save_every=2, out=world / "unused") | flags
-    return [str(part) for name, value in flags.items() for part in (f"--{name}", value)]
+    return command_line(flags)
 
 def ready(world, **flags):
     cfg = nft.parse_args(argv(world, **flags))
@@ -620,12 +623,16 @@ def run(world, out, **flags):
     nft.main(argv(world, out=out, **flags))
     return out
 
+def weights_in(folder):
+    """The weights of a saved model, in one vector."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    return parameters_to_vector(model.parameters()).detach()
+
 def result(out):
     """Final weights, and metrics but for times."""
     rows = [{name: row[name] for name in set(row) - TIMES}
             for row in read_rows(out / "metrics.jsonl")]
-    model = AutoModelForCausalLM.from_pretrained(out / "final")
-    return parameters_to_vector(model.parameters()).tolist(), rows
+    return weights_in(out / "final").tolist(), rows
 
 def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -937,10 +944,6 @@ def spread(world, tmp_path_factory):
         assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
-def weights_of(folder):
-    model = AutoModelForCausalLM.from_pretrained(folder / "final")
-    return parameters_to_vector(model.parameters()).detach()
-
 def same_run(ours, theirs):
     """Are answers and evaluations equal, and the metrics but for times, up to rounding?"""
     rows = [[read_rows(out / f"{name}.jsonl") for out in (ours, theirs)]
@@ -954,13 +957,13 @@ def test_processes_draw_the_same_answers_and_hold_the_same_parameters(spread, la
     one = spread / alone(layout)
     assert same_run(spread / layout, one)
     base = json.loads((one / "config.json").read_text())["model"]
-    start = parameters_to_vector(AutoModelForCausalLM.from_pretrained(base).parameters())
-    moved = (weights_of(one) - start).abs().max()
-    apart = (weights_of(spread / layout) - weights_of(one)).abs().max()
+    moved = (weights_in(one / "final") - weights_in(base)).abs().max()
+    apart = (weights_in(spread / layout / "final") - weights_in(one / "final")).abs().max()
     assert apart < 1e-5 < 2e-4 < moved
 
 def test_a_micro_batch_that_only_fills_up_a_rank_must_not_count(spread):
-    assert (weights_of(spread / "broken") - weights_of(spread / "alone")).abs().max() > 5e-5
+    broken, whole = (weights_in(spread / name / "final") for name in ("broken", "alone"))
+    assert (broken - whole).abs().max() > 5e-5
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_checkpoint_of_several_processes_is_resumed_by_one(spread, layout, world):
@@ -973,7 +976,7 @@ def test_a_checkpoint_of_several_processes_is_resumed_by_one(spread, layout, wor
     assert state["iteration"] == 3 and state["drawn"] == read_rows(
         spread / layout / "metrics.jsonl")[-1]["drawn"]
     ours = parameters_to_vector(model.parameters())
-    assert (ours - weights_of(spread / layout)).abs().max() < 1e-6
+    assert (ours - weights_in(spread / layout / "final")).abs().max() < 1e-6
     moments = [s["exp_avg_sq"] for s in optimizer.state.values()]
     assert all(moment.any() for moment in moments)
     assert {s["step"].item() for s in optimizer.state.values()} == {6}
@@ -983,12 +986,12 @@ def test_a_checkpoint_of_one_process_is_resumed_by_two(spread, world):
     def longer(name):
         shutil.copytree(spread / "alone", spread / name)
         settings = {each.name: config[each.name] for each in FIELDS}
-        settings |= {"out": spread / name, "iterations": 4}
-        return [str(part) for flag, value in settings.items() for part in (f"--{flag}", value)]
+        return command_line(settings | {"out": spread / name, "iterations": 4})
     done = train_in(2, ({"NFT_FSDP": "1"}, longer("by two"), ""))
     assert done.returncode == 0, done.stderr[-3000:]
     nft.main(longer("by one"))
-    assert (weights_of(spread / "by two") - weights_of(spread / "by one")).abs().max() < 1e-5
+    by_two, by_one = (weights_in(spread / name / "final") for name in ("by two", "by one"))
+    assert (by_two - by_one).abs().max() < 1e-5
     assert same_run(spread / "by two", spread / "by one")
 
 def test_a_rank_that_dies_ends_the_job(world, tmp_path):
@@ -1022,11 +1025,14 @@ for tp, fsdp in json.loads(sys.argv[2]):
 torch.distributed.destroy_process_group()
 """
 
-@pytest.fixture(scope="module")
-def plan():
+def toy_module(name):
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(TOY))
-        return importlib.import_module("plan")
+        return importlib.import_module(name)
+
+@pytest.fixture(scope="module")
+def plan():
+    return toy_module("plan")
 
 def test_a_plan_says_what_two_real_ranks_hold(plan):
     """Sharded by FSDP and by tensor parallelism, after a step: not a byte more or less, up to the
@@ -1088,9 +1094,7 @@ def test_an_impossible_layout_is_refused_in_a_sentence(plan):
 # ---------------------------------------------------------------- toy/study.py, README
 @pytest.fixture(scope="module")
 def study():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(TOY))
-        return importlib.import_module("study")
+    return toy_module("study")
 
 def test_pass_at_k_is_the_mean_over_all_choices_of_k_answers(study):
     n, right = 6, [0, 1, 3, 6]
@@ -1131,14 +1135,12 @@ def test_the_learning_rate_is_the_best_on_the_tuning_seeds(study):
     assert study.chosen(runs, "m", "NFT") == 1e-4
     assert not set(study.TUNING) & set(study.SEEDS)
 
-def test_the_figures_of_the_readme_are_those_of_the_committed_logs(
-        study, tmp_path, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(str(TOY))
+def test_the_figures_of_the_readme_are_those_of_the_committed_logs(study, tmp_path, capsys):
     shutil.copy(TOY / "study/runs.jsonl", tmp_path)
     shutil.copytree(TOY / "real", tmp_path / "real")
     study.report(tmp_path / "runs.jsonl")
     study.report_real(tmp_path / "real")
-    importlib.import_module("bench").show(json.loads((TOY / "bench.json").read_text()))
+    toy_module("bench").show(json.loads((TOY / "bench.json").read_text()))
     told, figure = capsys.readouterr().out, r"[+-]?\d+\.\d+ \([+-]?\d+\.\d+ to [+-]?\d+\.\d+\)"
     quoted = re.findall(figure, (TOY.parent / "README.md").read_text())
     assert len(quoted) > 50 and set(quoted) <= set(re.findall(figure, told))
@@ -1189,8 +1191,8 @@ def test_every_field_of_the_config_is_a_flag_that_help_names(capsys):
     for name, old in dataclasses.asdict(nft.Config()).items():
         values.setdefault(name, True if old is False else old / 2 if isinstance(old, float)
                           else old + 3 if isinstance(old, int) else "text")
-    flags = [str(part) for name, value in values.items() for part in (f"--{name}", value)]
-    assert nft.parse_args(flags) == nft.Config(**values) != nft.Config() == nft.parse_args([])
+    assert nft.parse_args(command_line(values)) == nft.Config(**values)
+    assert nft.Config(**values) != nft.Config() == nft.parse_args([])
     with pytest.raises(SystemExit, match="0"):
         nft.main(["--help"])
     shown = capsys.readouterr().out

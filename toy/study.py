@@ -174,6 +174,8 @@ MEASURES = {
     "pass@16, hard": lambda row: pass_at(row, "hard", 16),
     "entropy": lambda row: np.mean([point[2] for point in row["curves"][-5:]])}
 
+SCORES = [name for name in MEASURES if name != "entropy"]
+
 class Results:
     """The runs of a log by key, each a list over the same seeds."""
 
@@ -213,7 +215,7 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 
 def main_table(results: Results, model: str) -> str:
     def line(key, name):
-        cells = [percent(*interval(results.values(key, m))) for m in list(MEASURES)[:4]]
+        cells = [percent(*interval(results.values(key, m))) for m in SCORES]
         runs = results.of(key)
         if not runs[0]["curves"]:  # the base, which is one model
             return [name, 1, "", 0, *cells, ""]
@@ -222,8 +224,7 @@ def main_table(results: Results, model: str) -> str:
         return [name, len(runs), f"{runs[0]['lr']:g}", iterations, *cells, entropy]
     rows = [line(f"{model}|base", "base")]
     rows += [line(f"{model}|{name}", name) for name in ALGORITHMS if results.of(f"{model}|{name}")]
-    return markdown([model, "seeds", "lr", "iterations", *list(MEASURES)[:4], "entropy at the end"],
-                    rows)
+    return markdown([model, "seeds", "lr", "iterations", *SCORES, "entropy at the end"], rows)
 
 def sweep_table(results: Results) -> str:
     rows = []
@@ -248,9 +249,9 @@ def gap_table(results: Results) -> str:
     for a, b, seeds in pairs:
         if results.of(a, seeds) and results.of(b, seeds):
             name = f"{a} minus {b.split('|', 1)[1]}".replace("|", ": ")
-            gaps = [results.gap(a, b, measure, seeds) for measure in list(MEASURES)[:4]]
+            gaps = [results.gap(a, b, measure, seeds) for measure in SCORES]
             rows.append([name, *(percent(*gap, signed=True) for gap in gaps)])
-    return markdown(["difference, points", *list(MEASURES)[:4]], rows)
+    return markdown(["difference, points", *SCORES], rows)
 
 def band(axis, x, rows, label, **style) -> None:
     """Mean over rows, and the band of its 95% interval."""
