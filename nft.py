@@ -31,7 +31,6 @@ from torch.nn.utils import clip_grads_with_norm_, rnn
 from tqdm import tqdm
 from transformers.distributed import DistributedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
-
 from verify import check_gold, extract_answer, grade
 # ---------------------------------------------------------------- the method: tensors to tensors
 def max_v(x: Tensor, eps: float) -> Tensor:
@@ -55,20 +54,19 @@ def nft_loss(logp: Tensor, logp_old: Tensor, r: Tensor, r_hat: Tensor, mask: Ten
     R_neg = (1 - r_hat * R) / (1 - r_hat)
     ll = r * log_R + neg_weight * (1 - r) * max_v(R_neg, eps).log()
     loss = -prompt_weight(r_hat, omega) * ll * mask
-    return loss.sum(), {"R": R.detach(), "floored": (1 - r) * (R_neg < eps).detach() * mask}
-
+    return loss.sum(), {"R": R.detach(), "floored": (1 - r) * (R_neg < eps) * mask}
 def grpo_loss(logp: Tensor, logp_old: Tensor, r: Tensor, r_hat: Tensor, mask: Tensor, *,
               clip_low: float = 0.2, clip_high: float = 0.2, std: bool = True):
     """GRPO's clipped surrogate; arguments and result as of nft_loss, any r_hat. std: are advantages
-    over the *population* standard deviation? Not so in Dr. GRPO. DAPO is GRPO at clip_high 0.28."""
+    over the *population* standard deviation? Not in Dr. GRPO. DAPO: clip_high 0.28, mixed only."""
     R = torch.where(mask > 0, logp - logp_old, 0.0).clamp(max=20).exp()
     A = r - r_hat
     if std:
         A = A / (r_hat * (1 - r_hat)).sqrt().clamp(min=1e-6)  # 0 where verdicts agree
     free, clipped = R * A, R.clamp(1 - clip_low, 1 + clip_high) * A
     loss = -torch.minimum(free, clipped) * mask
-    return loss.sum(), {"R": R.detach(), "floored": (clipped < free).detach() * mask}
-ALGORITHMS = {  # --algo: loss, what it fixes of the loss's arguments, train on mixed questions only
+    return loss.sum(), {"R": R.detach(), "floored": (clipped < free) * mask}
+ALGORITHMS = {  # --algo: loss, keywords that flags do not set, train on mixed questions only?
     "nft": (nft_loss, {}, True), "rft": (nft_loss, {"neg_weight": 0.0}, True),
     "grpo": (grpo_loss, {"std": True}, False), "dr_grpo": (grpo_loss, {"std": False}, False),
     "dapo": (grpo_loss, {"std": True}, True)}
@@ -98,7 +96,7 @@ class Config:
     iterations: int = flag(20, "rounds of sampling and training")
     questions: int = flag(32, "questions an iteration trains on")
     K: int = flag(8, "answers sampled per question")
-    minibatches: int = flag(4, "optimiser steps an iteration; 1 is strictly on-policy")
+    minibatches: int = flag(4, "optimiser steps an iteration, at most; 1 is on-policy")
     max_prompt: int = flag(64, "longest prompt in tokens; longer ones are dropped and counted")
     max_new: int = flag(64, "longest answer in tokens; one cut there is wrong")
     temperature: float = flag(1.0, "of sampling in training and of the log-probs trained on")
@@ -119,18 +117,20 @@ class Config:
     seed: int = flag(0, "of all randomness")
     def __post_init__(self):
         self.omega = self.omega or ("one" if self.algo == "rft" else "dr_grpo")
-        kind = "-eval" if self.eval_only else ""
-        self.out = self.out or f"runs/{self.preset}-{self.algo}-{self.seed}{kind}"
+        run = f"{self.preset}-{self.algo}-{self.seed}" + "-eval" * self.eval_only
+        self.out = self.out or f"runs/{run}"
         low = dict(K=2, eval_k=1, iterations=1, questions=1, minibatches=1, max_new=1, eps=1e-6,
-                   lr=0, grad_clip=1e-6, save_every=1, temperature=0.01, eval_temperature=0, seed=0)
+                   lr=0, grad_clip=1e-6, save_every=1, temperature=0.01, eval_temperature=0, seed=0,
+                   eval_top_p=0, weight_decay=0)
         for name, x in low.items():
             require(getattr(self, name) >= x, f"--{name} must be {x} or more")
 DATA = "hf://datasets/ChenDRAG/VeRL_math_validation/{}.parquet"  # the official code's files
 PAPER = dict(
-    train=DATA.format("dapo-math-17k_10boxed"), eval=",".join("=".join((k, DATA.format(v))) for k, v
-        in {"aime24@32": "aime-2024-boxed_w_answer", "aime25@32": "aime2025_32_dapo_boxed_w_answer",
-            "amc23@32": "amc2023_32_dapo_boxed_w_answer", "math500@1": "math500_boxed",
-            "olympiad@1": "olympiadbench", "minerva@1": "minerva_math"}.items()),
+    train=DATA.format("dapo-math-17k_10boxed"),
+    eval=",".join(f"{name}={DATA.format(file)}" for name, file in {
+        "aime24@32": "aime-2024-boxed_w_answer", "aime25@32": "aime2025_32_dapo_boxed_w_answer",
+        "amc23@32": "amc2023_32_dapo_boxed_w_answer", "math500@1": "math500_boxed",
+        "olympiad@1": "olympiadbench", "minerva@1": "minerva_math"}.items()),
     instruction="\nPlease reason step by step, and put your final answer within \\boxed{}.",
     iterations=320, questions=512, K=16, minibatches=16, lr=1e-6, warmup=10, eval_top_p=0.7,
     eval_every=20, sample_rows=128, micro_tokens=16384, dtype="bfloat16")
@@ -156,7 +156,7 @@ def gather(share: list) -> list:
 @contextlib.contextmanager
 def gathered(model, cfg: Config):
     """To sample in: whole weights on each rank, so that no forward pass waits for another rank."""
-    model.to(model.dtype)  # as in `update`
+    model.to(model.dtype)  # FSDP sets up its shards anew: a tied one would miss the last step
     units = [module for module in model.modules() if isinstance(module, FSDPModule)]
     for unit in units:
         unit.set_reshard_after_forward(False, recurse=False)
@@ -167,7 +167,8 @@ def gathered(model, cfg: Config):
         unit.reshard()
         unit.set_reshard_after_forward(isinstance(unit, GradientCheckpointingLayer), recurse=False)
 def load_model(cfg: Config):
-    """Model, with all its EOS ids, and tokenizer. A rank reads its part of the weights."""
+    """Model, with all its EOS ids, and tokenizer; or RunError. NFT_FSDP: 0 a copy a rank, 1 shards
+    over all ranks, n over n and copies over the rest. A rank reads its part of the weights only."""
     dtype, fsdp = getattr(torch, cfg.dtype), SHARES if FSDP == 1 else FSDP or 1
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(cfg.model)
@@ -182,16 +183,16 @@ def load_model(cfg: Config):
     require(model.generation_config.eos_token_id, f"--model {cfg.model}: it has no EOS id")
     require(tokenizer.chat_template, f"--model {cfg.model}: its tokenizer has no chat template")
     for module in model.to("cuda" if torch.cuda.is_available() else "cpu").modules():
-        module.training = isinstance(module, GradientCheckpointingLayer)  # only there: no dropout
+        module.training = isinstance(module, GradientCheckpointingLayer)  # it asks; no dropout
     model.token_logps = token_logps.__get__(model)
     register_fsdp_forward_method(model, "token_logps")  # FSDP gathers weights for it
     with torch.no_grad(), gathered(model, cfg):
         logp = model(torch.tensor([[0]], device=model.device)).logits[0, 0].log_softmax(-1)[1]
-        same = abs(logp - model.token_logps([[0]], [[1]])[0]) < 0.3  # unlike in Gemma 2
+        same = not abs(logp - model.token_logps([[0]], [[1]])[0]) > 0.3  # not so in Gemma 2
         require(same, f"--model {cfg.model}: its logits are not just a matrix times hidden states")
     return model, tokenizer
 # ---------------------------------------------------------------- questions
-Question = namedtuple("Question", "prompt answer tokens", defaults=[()])  # gold; encoded prompt
+Question = namedtuple("Question", "prompt answer tokens", defaults=[()])  # gold; ids of the prompt
 def load_questions(path: str, tokenizer=None, cfg: Config | None = None) -> list[Question]:
     """Questions of a file or of HUB_ID[[:CONFIG]:SPLIT]; RunError names a bad row. With a tokenizer
     they are encoded, and repeated ones and those above cfg.max_prompt dropped."""
@@ -229,14 +230,16 @@ def encode(tokenizer, prompt: list[dict] | str, instruction: str = "") -> list[i
 def log_softmax(logits: Tensor, temperature: float) -> Tensor:  # bf16 would be too coarse
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return (logits / temperature).log_softmax(-1)
+def pad(rows, side: str = "right") -> Tensor:  # vectors as the rows of (B, T), 0 beyond their ends
+    return rnn.pad_sequence(rows, batch_first=True, padding_side=side)
 def token_logps(model, prompts: list[list[int]], answers: list[list[int]], *,
                 temperature: float = 1.0, vocab: int | None = None) -> tuple[Tensor, Tensor]:
     """Log-probs of the answers' tokens by teacher forcing, and mask: both (B, T), 0 on padding, as
     known by length (pad may be EOS); it is on the right, where causal attention cannot see it.
     prompts, answers: B lists of token ids, none empty; ids from `vocab` on do not exist."""
     rows = list(zip(prompts, answers))
-    ids = rnn.pad_sequence([torch.tensor(p + a) for p, a in rows], True).to(model.device)
-    is_answer = rnn.pad_sequence([torch.arange(len(p + a)) >= len(p) for p, a in rows], True)
+    ids = pad([torch.tensor(p + a) for p, a in rows]).to(model.device)
+    is_answer = pad([torch.arange(len(p + a)) >= len(p) for p, a in rows])
     hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
     hidden, target = hidden[:, :-1][is_answer[:, 1:]], ids[is_answer]  # state t - 1 predicts t
     def logp_of(hidden, target):
@@ -246,10 +249,10 @@ def token_logps(model, prompts: list[list[int]], answers: list[list[int]], *,
     logp = torch.cat([torch.utils.checkpoint.checkpoint(logp_of, h, y, use_reentrant=False)
                       for h, y in zip(hidden.split(512), target.split(512))])
     logp = logp.split([len(a) for a in answers])
-    return tuple(rnn.pad_sequence(x, True) for x in (logp, [torch.ones_like(row) for row in logp]))
+    return pad(logp), pad([torch.ones_like(row) for row in logp])
 def pick(logits: Tensor, u: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
-    """Draw by inverse CDF from softmax(logits / temperature), or from its nucleus top_p: logits
-    (B, V), u (B,) uniform in [0, 1) -> tokens, log-probs (B,). Temperature 0 is greedy."""
+    """Draw by inverse CDF from softmax(logits / temperature), 0 is greedy, or its nucleus top_p:
+    logits (B, V), u (B,) uniform in [0, 1) -> tokens, log-probs as drawn (B,); RunError on NaN."""
     logp = log_softmax(logits, max(temperature, 1e-6))
     if top_p < 1:
         logp = transformers.TopPLogitsWarper(top_p)(None, logp).log_softmax(-1)
@@ -261,18 +264,18 @@ Answer = namedtuple("Answer", "tokens logps finished")  # ids with EOS; log-prob
 @torch.no_grad()
 def sample(model, prompts: list[list[int]], K: int, max_new: int, *, eos_ids, temperature=1.0,
            top_p=1.0, seed=0, keys=None, vocab=None) -> list[Answer]:
-    """K answers to each prompt, grouped by prompt. The numbers answer k is drawn with depend on
-    (seed, key of its prompt, k) alone, not on batch, order or process; keys: 0, 1.. by default."""
+    """K answers to each prompt, grouped by prompt, of ids below vocab. Answer k is drawn by numbers
+    that depend on (seed, key of its prompt, k), not on batch, order or process; keys: 0, 1..."""
     u = [np.random.default_rng([seed, key, k]).random(max_new, np.float32)
          for key in keys or range(len(prompts)) for k in range(K)]
-    u = torch.from_numpy(np.stack(u)).to(model.device)
+    u = torch.from_numpy(np.stack(u)).to(model.device)  # (answers, max_new)
     eos, cache = torch.tensor(sorted(eos_ids), device=u.device), transformers.DynamicCache()
     tokens, logps = torch.zeros_like(u, dtype=torch.long), torch.zeros_like(u, dtype=torch.float64)
-    cache.update = lambda k, v, *i, add=cache.update: add(k.to(v.dtype), v, *i)  # RoPE makes fp32
+    cache.update = lambda k, v, *i, add=cache.update: add(k.to(v.dtype), v, *i)  # not RoPE's fp32
     length, live = tokens.new_zeros(len(u)), torch.arange(len(u), device=u.device)
     ids = [torch.tensor(p, device=u.device) for p in prompts]
-    mask = rnn.pad_sequence([torch.ones_like(p) for p in ids], True, padding_side="left")
-    ids = rnn.pad_sequence(ids, True, padding_side="left")  # all answers start in one column
+    mask = pad([torch.ones_like(p) for p in ids], "left")
+    ids = pad(ids, "left")  # all answers start in one column
     for t in range(max_new):
         position = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1]:]
         logits = model(input_ids=ids, attention_mask=mask, position_ids=position, use_cache=True,
@@ -293,9 +296,9 @@ def sample(model, prompts: list[list[int]], K: int, max_new: int, *, eos_ids, te
     return [Answer(row[:n or max_new], logp[:n or max_new], n > 0)
             for row, logp, n in zip(tokens.tolist(), logps.tolist(), length.tolist())]
 # ---------------------------------------------------------------- Algorithm 1: collect, update
-Row = namedtuple("Row", "q a text r r_hat")  # an answer graded; the K of a question stand together
+Row = namedtuple("Row", "q a text r r_hat")  # Question, Answer, its text; a question's K in a row
 def rollout(model, tokenizer, questions: list[Question], keys, K: int, cfg: Config, **how):
-    """K rows for each question, sampled and graded by the ranks in shares; `how` is `sample`'s."""
+    """K rows a question, sampled and graded in shares; how: `sample`'s seed, temperature, top_p."""
     first, last = len(questions) * SHARE // SHARES, len(questions) * (SHARE + 1) // SHARES
     rows, step, end = [], max(1, cfg.sample_rows // K), max(last, first + 1)
     with gathered(model, cfg):  # all ranks sample, lest FSDP's record of passes should differ
@@ -306,22 +309,23 @@ def rollout(model, tokenizer, questions: list[Question], keys, K: int, cfg: Conf
                              keys=keys[part], **how)
             texts = tokenizer.batch_decode([a.tokens for a in answers], skip_special_tokens=True)
             asked = [q for q in questions[part] for _ in range(K)]
-            r = [float(a.finished and grade(text, q.answer))
-                 for a, text, q in zip(answers, texts, asked)]
-            rows += map(Row, asked, answers, texts, r, np.reshape(r, (-1, K)).mean(1).repeat(K))
+            r = [float(a.finished and grade(t, q.answer)) for q, a, t in zip(asked, answers, texts)]
+            r_hat = np.reshape(r, (-1, K)).mean(1).repeat(K)
+            rows += map(Row, asked, answers, texts, r, r_hat)
     return gather(rows[:K * (last - first)])
 def collect(model, tokenizer, data: list[Question], cfg: Config, drawn: int, rounds: int = 10):
-    """Lines 5-9: answer questions until cfg.questions are mixed -> rows to train on, metrics.
+    """Algorithm 1, lines 5-9: ask until cfg.questions are mixed -> rows to train on, metrics.
     drawn: questions drawn before, from an endless stream of shuffled passes over `data`."""
-    began, mixed_only, rows, kept = time.time(), ALGORITHMS[cfg.algo][2], [], []
+    began, rows, kept = time.time(), [], []
+    _, _, mixed_only = ALGORITHMS[cfg.algo]
     for _ in range(rounds):
-        share = max(len(kept), 1) / max(len(rows), 1)  # of mixed questions so far
-        missing = cfg.questions - len(kept) // cfg.K
-        keys = range(drawn, drawn := drawn + math.ceil(missing / max(share, 0.3)))
-        asked = [data[np.random.default_rng([cfg.seed, key // len(data)]).permutation(len(data))
-                      [key % len(data)]] for key in keys]
+        kept_frac = max(len(kept), 1) / max(len(rows), 1)  # so far; 1 in the first round
+        n = math.ceil((cfg.questions - len(kept) // cfg.K) / max(kept_frac, 0.3))
+        keys, drawn = range(drawn, drawn + n), drawn + n
+        asked = [data[np.random.default_rng([cfg.seed, turn]).permutation(len(data))[place]]
+                 for turn, place in (divmod(key, len(data)) for key in keys)]
         rows += rollout(model, tokenizer, asked, keys, cfg.K, cfg, seed=2 * cfg.seed,
-                        temperature=cfg.temperature)
+                        temperature=cfg.temperature)  # and no top_p: token_logps knows of none
         kept = [row for row in rows if 0 < row.r_hat < 1 or not mixed_only][:cfg.questions * cfg.K]
         if len(kept) == cfg.questions * cfg.K:
             break
@@ -342,28 +346,29 @@ def micro_batches(rows: list[Row], micro_tokens: int) -> list[tuple[list[Row], f
         n = max(1, micro_tokens // len(rows[0].q.tokens + rows[0].a.tokens))
         parts.append((rows[:n], 1.0))
         rows = rows[n:]
-    return (parts + [(parts[-1][0], 0.0)] * (-len(parts) % SHARES))[SHARE::SHARES]
+    parts += [(parts[-1][0], 0.0)] * (-len(parts) % SHARES)
+    return parts[SHARE::SHARES]
 def update(model, optimizer, rows: list[Row], cfg: Config, vocab: int) -> dict[str, float]:
     """Lines 10-16: one optimiser step on each minibatch of questions -> metrics. The loss is its
     sum over tokens / answer tokens of the minibatch, on all ranks. RunError if it is not finite."""
     began, log, norms = time.time(), [], []
     loss_fn, fixed, _ = ALGORITHMS[cfg.algo]
-    settings = {name: vars(cfg).get(name) for name in loss_fn.__kwdefaults__} | fixed
+    keywords = loss_fn.__kwdefaults__ or {}  # each from the flag of its name, if there is one
+    settings = {name: vars(cfg).get(name, keywords[name]) for name in keywords} | fixed
     logps_of = getattr(model, "token_logps", token_logps.__get__(model))  # load_model's, for FSDP
     def score(part):
         prompts, answers = [row.q.tokens for row in part], [row.a.tokens for row in part]
         with torch.autocast(model.device.type, torch.bfloat16, cfg.dtype == "bfloat16"):
             return logps_of(prompts, answers, temperature=cfg.temperature, vocab=vocab)
     def sampled(part):  # the sampler's own log-probs
-        logps = [torch.tensor(row.a.logps, dtype=model.dtype) for row in part]
-        return rnn.pad_sequence(logps, True).to(model.device)
+        return pad([torch.tensor(row.a.logps, dtype=model.dtype) for row in part]).to(model.device)
     size = cfg.K * math.ceil(len(rows) / cfg.K / cfg.minibatches)
     minibatches = [rows[at:at + size] for at in range(0, len(rows), size)]
     with torch.no_grad():  # while the model is pi_old; in bf16 the sampler's are too rough
-        logp_of = (lambda part: score(part)[0]) if cfg.dtype == "bfloat16" else sampled
-        batches = [[(*part, logp_of(part[0])) for part in micro_batches(each, cfg.micro_tokens)]
-                   for each in minibatches]
-    if cfg.dtype == "bfloat16":  # that is, if memory counts
+        old = (lambda part: score(part)[0]) if cfg.dtype == "bfloat16" else sampled
+        batches = [[(part, weight, old(part)) for part, weight
+                    in micro_batches(minibatch, cfg.micro_tokens)] for minibatch in minibatches]
+    if cfg.dtype == "bfloat16":  # if memory counts; not while sampling: it drops the cache
         model.activation_checkpointing_enable()
     for minibatch, batch in zip(minibatches, batches):
         n_tokens = sum(len(row.a.tokens) for row in minibatch)
@@ -375,26 +380,26 @@ def update(model, optimizer, rows: list[Row], cfg: Config, vocab: int) -> dict[s
             loss_sum, stats = loss_fn(logp, logp_old, r, r_hat, mask, **settings)
             (loss_sum * SHARES / n_tokens).backward()  # FSDP takes the mean over ranks
             gap = (logp - sampled(part)).abs().max() * (not norms)  # in the first step: on policy
-            log.append([x.item() for x in (loss_sum, (stats["R"] * mask).sum(),
-                                           stats["floored"].sum(), stats["R"].max(), gap)])
-        each = [p.grad.norm() for p in model.parameters()]  # with NFT_TP they lie on two meshes
-        each = [norm.full_tensor() if hasattr(norm, "full_tensor") else norm for norm in each]
-        norms.append(torch.stack(each).norm())
-        asked = sorted({str(row.q.prompt)[:60] for row in minibatch})
+            R, floored = stats["R"] * mask, stats["floored"].sum()
+            log.append([x.item() for x in (loss_sum, R.sum(), floored, R.max(), gap)])
+        parts = [p.grad.norm() for p in model.parameters()]  # with NFT_TP they lie on two meshes
+        parts = [norm.full_tensor() if hasattr(norm, "full_tensor") else norm for norm in parts]
+        norms.append(torch.stack(parts).norm())
+        asked = sorted({str(row.q.prompt)[-60:] for row in minibatch})
         require(norms[-1].isfinite(), f"step {len(norms)} of an update: the gradient's norm is "
                 f"{norms[-1]}, on {asked}; the last checkpoint is in {cfg.out}/checkpoint")
         clip_grads_with_norm_(model.parameters(), cfg.grad_clip, norms[-1], foreach=False)
         optimizer.step()
-        model.to(model.dtype)  # FSDP sets up its shards anew: a tied one would miss the step
+        model.to(model.dtype)  # as in `gathered`
     model.activation_checkpointing_disable()
-    log, tokens = np.array(gather(log)), sum(len(row.a.tokens) for row in rows)
-    (loss, R_mean, floored_frac), seconds = log[:, :3].sum(0) / tokens, time.time() - began
-    return dict(loss=loss, R_mean=R_mean, R_max=log[:, 3].max(), floored_frac=floored_frac,
-                logp_gap=log[:, 4].max(), grad_norm=torch.stack(norms).mean().item(),
-                train_tokens_per_s=tokens / seconds, train_seconds=seconds)
+    loss, R, floored, R_max, gap = np.array(gather(log)).T  # each: a number a micro-batch
+    tokens, seconds = sum(len(row.a.tokens) for row in rows), time.time() - began
+    return dict(loss=loss.sum() / tokens, R_mean=R.sum() / tokens, R_max=R_max.max(),
+                floored_frac=floored.sum() / tokens, logp_gap=gap.max(), train_seconds=seconds,
+                grad_norm=torch.stack(norms).mean().item(), train_tokens_per_s=tokens / seconds)
 # ---------------------------------------------------------------- evaluation, files, main
 def append(out: Path, name: str, rows: list, **where) -> None:
-    """Add rows, of graded answers what `python verify.py` reads, to out/NAME.jsonl."""
+    """Add rows to out/NAME.jsonl: dicts, or graded answers as `python verify.py` reads them."""
     if RANK == 0:
         rows = [dict(question=row.q.prompt, answer=row.q.answer, response=row.text, r=row.r,
                      cut=not row.a.finished) if isinstance(row, Row) else row for row in rows]
@@ -431,7 +436,7 @@ def open_run(cfg: Config, state: dict) -> Path:
         require(file.exists() or not any(out.glob("*.jsonl")), f"--out {out} holds .jsonl files")
         other = {k for k in config if config[k] != old.get(k)} - {
             "out", "iterations", "save_every", "sample_rows", "micro_tokens"}
-        require(not other, f"--out {out} holds a run of other {', '.join(other)}: choose another")
+        require(not other, f"--out {out} holds a run with other {', '.join(other)}: choose another")
         (out / "checkpoint").mkdir(parents=True, exist_ok=True)
         config |= {"torch": torch.__version__, "transformers": transformers.__version__,
                    "git": subprocess.getoutput(f"git -C '{Path(__file__).parent}' rev-parse HEAD")}
@@ -464,17 +469,17 @@ def train(cfg: Config) -> None:
     sets = {name or Path(path).stem: (load_questions(path, tokenizer, cfg), int(k or cfg.eval_k))
             for name, k, path in re.findall(r"(?:([^@=,]+)(?:@([1-9]\d*))?=)?([^,]+)", cfg.eval)}
     require(len(sets) > cfg.eval.count(","), f"--eval {cfg.eval}: each set needs a name of its own")
-    data, stop = [] if cfg.eval_only else load_questions(cfg.train, tokenizer, cfg), []
+    data = [] if cfg.eval_only else load_questions(cfg.train, tokenizer, cfg)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=cfg.weight_decay)
-    state = {"model": model, "optimizer": optimizer, "iteration": 0, "drawn": 0}
+    state, stop = {"model": model, "optimizer": optimizer, "iteration": 0, "drawn": 0}, []
     out = open_run(cfg, state)
     if state["iteration"] == 0:
         evaluate(model, tokenizer, sets, cfg, out, iteration=0)
     if cfg.eval_only:
         return
-    if cfg.tensorboard:
+    if cfg.tensorboard and RANK == 0:
         from torch.utils.tensorboard import SummaryWriter
-        board = SummaryWriter(out) if RANK == 0 else None
+        board = SummaryWriter(out)
     signal.signal(signal.SIGTERM, lambda *_: stop.append(True))  # of a job to be preempted
     for iteration in (bar := tqdm(range(state["iteration"] + 1, cfg.iterations + 1), disable=RANK)):
         began, lr = time.time(), cfg.lr * min(1, iteration / max(1, cfg.warmup))

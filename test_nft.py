@@ -591,6 +591,16 @@ def test_the_gradient_is_clipped(world):
         model.parameters())
     assert step.norm().item() == pytest.approx(0.1 * 1e-3, rel=1e-3)
 
+def test_the_largest_ratio_is_that_of_a_token_and_not_of_padding(world):
+    """All tokens have e^-0.5 here; padding has 1."""
+    cfg, model, rows = off_policy(world)
+    logps, mask = nft.token_logps(model, [row.q.tokens for row in rows],
+                                  [row.a.tokens for row in rows], temperature=0.8, vocab=VOCAB)
+    assert not mask.all()
+    rows = [row._replace(a=row.a._replace(logps=(logp + 0.5)[:len(row.a.tokens)].tolist()))
+            for row, logp in zip(rows, logps)]
+    assert update(model, rows, cfg, lr=0.0)["R_max"] == pytest.approx(math.exp(-0.5), rel=1e-9)
+
 def test_an_update_in_bfloat16_starts_on_policy_where_the_samplers_log_probs_would_not(world):
     cfg, model, rows = off_policy(world, dtype="bfloat16", minibatches=1)
     assert update(model, rows, cfg)["R_max"] == pytest.approx(1, abs=1e-6)
@@ -1241,7 +1251,7 @@ def broken_models():
 
 @pytest.mark.parametrize("words, flags", [
     ("absent", dict(model="absent")), ("no_tokenizer", dict(model="no_tokenizer")),
-    ("no_eos.*EOS", dict(model="no_eos")), ("finite|nan\\b|NaN", dict(model="has_nan")),
+    ("no_eos.*EOS", dict(model="no_eos")), ("not finite: the weights", dict(model="has_nan")),
     ("no/such", dict(train="no/such")), ("sums.jsonl.*question", dict(max_prompt=2)),
     ("right and wrong", dict(train="hopeless.jsonl")),
     ("a_file", dict(out="a_file")), ("other_run.*lr", dict(out="other_run", lr=0.02)),
@@ -1249,6 +1259,7 @@ def broken_models():
     ("--eval", dict(eval="")),
     ("--K", dict(K=1)), ("--iterations", dict(iterations=0)), ("--questions", dict(questions=0)),
     ("--temperature", dict(temperature=0)), ("--temperature", dict(temperature="nan")),
+    ("--eval_top_p", dict(eval_top_p=-1)), ("--weight_decay", dict(weight_decay=-1)),
     ("--seed", dict(seed=-1)), ("--eps", dict(eps=0)), ("--lr", dict(lr="fast")),
     ("--algo", dict(algo="ppo")), ("--omega", dict(omega="two")), ("--preset", dict(preset="9b")),
     ("--learning_rate", dict(learning_rate=1))], ids=str)

@@ -100,7 +100,6 @@ def rounded(xs, digits=0):  # without the last digits, all errors, or to those o
     xs = xs[:1] if len(set(xs)) == 1 else xs
     exact = len(xs) > 1 or digits + (abs(xs[0]) < 1) < 3 or xs[0].imag or MP.isint(xs[0])
     return xs if exact else (MP.mpf(MP.nstr(xs[0], digits)),)
-
 def meaning(tree, mode, digits):  # a rounded number, a tuple that starts with its kind, a frozenset
     if tree[0] in (",", "or", "()", "[]", "(]", "[)"):
         values = [meaning(part, mode, digits) for part in tree[1:]]
@@ -125,7 +124,6 @@ def meaning(tree, mode, digits):  # a rounded number, a tuple that starts with i
             gap = number(("-", *pair))
             ratios |= {(sign, rounded([g / (abs(gap[1]) if "<" in sign else gap[1]) for g in gap]))}
     return meaning(("".join(kind), *ends), 0, digits) if mode else ("and", frozenset(ratios))
-
 @functools.lru_cache(maxsize=256)
 def read(text, digits=0):  # the text to compare, and the readings, or errors in their place
     for pattern, new in REWRITES:
@@ -140,7 +138,6 @@ def read(text, digits=0):  # the text to compare, and the readings, or errors in
         except Exception as error:  # it is no mathematics, then
             found.append(error)
     return key.lower() if WORD.search(key) else key, found
-
 def extract_answer(text: str) -> str | None:
     """What the last `\\boxed{}` (of nested ones the inner) or else the last line `Answer:` says."""
     (_, box, rest), depth = text.rpartition("\\boxed"), 0
@@ -150,7 +147,6 @@ def extract_answer(text: str) -> str | None:
         depth += (brace[0] == "{") - (brace[0] == "}")
         if depth <= 0:
             return rest[:brace.start()].partition("{")[2].strip() or None
-
 def equal(a: str, b: str, rounding: bool = False) -> bool:
     """Do two answers denote the same object? With `rounding`, or does `a` round to `b`?"""
     if a == b or max(len(a), len(b)) > MAX_CHARS or a.isdecimal() and b.isdecimal():
@@ -171,7 +167,6 @@ def check_gold(gold: str) -> None:
     reasons = {IndexError: "cut off", ZeroDivisionError: "undefined", OverflowError: "too large"}
     if reason := reasons.get(type(found[1])) if words else "empty, too long or no string":
         raise ValueError(f"the gold answer {gold!r:.80} is {reason}")
-
 def main(path: str) -> None:
     """Grade the rows of a .jsonl file; print the rows judged wrong and the accuracy."""
     right = []

@@ -1,12 +1,12 @@
 """Does the paper's story hold on the toy? `python toy/study.py` runs it, `--report` tells it.
 
-    nohup python toy/study.py &        # about three hours on two cores; started again it goes on
+    nohup python toy/study.py &        # about five hours on two cores; started again it goes on
     python toy/study.py --quick        # 15 minutes: fewer seeds, a smaller budget, no sweeps
     python toy/study.py --report       # tables in Markdown and figures, from toy/study/runs.jsonl
 
 Every run starts from the same base and questions and may draw the same number of answers, so that
 algorithms that drop unmixed questions pay for what they draw; all but the swept settings are
-nft.py's defaults. Learning rates: one grid for all, chosen for each algorithm (and model) by avg on
+nft.py's defaults. CONDITIONS are where NFT and RFT, so near each other there, might part. Learning rates: one grid for all, chosen for each algorithm (and model) by avg on
 test.jsonl over TUNING seeds, which are not used again. Then SEEDS, each the same for all: a seed
 fixes the questions' order and the numbers that answers are drawn with, so differences are paired by
 seed. Final models answer each question of test.jsonl, and of hard.jsonl (5 operations, training has
@@ -22,6 +22,8 @@ import argparse
 import functools
 import json
 import os
+import random
+import re
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -55,6 +57,12 @@ SWEEPS = {  # figure -> what is swept: label -> flags, over those of an algorith
     "minibatches of RFT": ("RFT", {str(n): dict(minibatches=n) for n in (1, 16)}),
     "minibatches of GRPO": ("GRPO", {str(n): dict(minibatches=n) for n in (1, 16)})}
 SWEPT = "0.2M"  # the model of the sweeps, the cheaper one
+HARD = TOY.parent / "runs/study-hard.jsonl"  # questions like those of hard.jsonl, to train on
+CONDITIONS = {  # where NFT and RFT might part, of the model SWEPT: label -> flags, draws
+    "64000 draws": dict(budget=64_000),
+    "trained on 5 operations": dict(train=str(HARD), max_prompt=128, max_new=96),
+    "K 4": SWEEPS["K"][1]["4"], "K 16": SWEEPS["K"][1]["16"],
+    "minibatches 1": dict(minibatches=1), "minibatches 16": dict(minibatches=16)}
 MIDDLE = {"eps": "1.0", "omega": "dr_grpo", "neg_weight": "1.0", "K": "8"}  # nft.py's defaults
 
 # ---------------------------------------------------------------- running
@@ -68,7 +76,8 @@ def count_right(model, tokenizer, cfg, name: str, n: int, longest: int) -> list[
 def run(key: str, model: str, flags: dict, seed: int, budget: int, n: int) -> dict:
     """One training and its evaluation: what becomes a line of runs.jsonl."""
     torch.set_num_threads(1)
-    cfg = nft.Config(model=f"{TOY}/{MODELS[model]}", train=f"{TOY}/train.jsonl", seed=seed, **flags)
+    flags = {"train": f"{TOY}/train.jsonl"} | flags
+    cfg = nft.Config(model=f"{TOY}/{MODELS[model]}", seed=seed, **flags)
     model, tokenizer = nft.load_model(cfg)
     data = nft.load_questions(cfg.train, tokenizer, cfg)
     optimizer = torch.optim.AdamW(model.parameters(), cfg.lr, weight_decay=cfg.weight_decay)
@@ -103,6 +112,24 @@ def chosen(runs: dict, model: str, algorithm: str) -> float:
 def tuning_key(model: str, algorithm: str, lr: float) -> str:
     return f"{model}|{algorithm}|tuning {lr:g}"
 
+def swept_key(name: str, what: str, label: str) -> str:
+    return f"{SWEPT}|{name}|{what} {label}"
+
+def condition_key(name: str, label: str) -> str:
+    """That of a sweep where it ran there."""
+    what, value = label.rsplit(" ", 1)
+    if what == "minibatches" and name != "NFT":
+        label = f"minibatches of {name} {value}"
+    return f"{SWEPT}|{name}|{label}"
+
+def write_hard() -> None:
+    """2400 questions of 5 operations, none of them in hard.jsonl."""
+    import make
+    held_out = [json.loads(row)["question"] for row in (TOY / "hard.jsonl").open()]
+    taken = {re.sub(r"^(Find|What is) |(=?\?|\.)$", "", question) for question in held_out}
+    HARD.parent.mkdir(exist_ok=True)
+    make.write_questions(HARD, random.Random(1), 2400, [5], taken, longest=96)
+
 def stages(runs: dict, quick: bool):
     """Lists of runs (key, model, flags, seed, budget, n); a stage needs those before it."""
     models, budget = (["0.8M"], BUDGET // 4) if quick else (list(MODELS), BUDGET)
@@ -118,9 +145,15 @@ def stages(runs: dict, quick: bool):
     yield [(f"{model}|{name}", model, at_best(model, name), seed, budget, N)
            for model in models for seed in seeds for name in ALGORITHMS]
     if not quick:
-        yield [(f"{SWEPT}|{name}|{what} {label}", SWEPT, at_best(SWEPT, name) | flags, seed, budget,
-                16) for seed in SWEEP_SEEDS for what, (name, values) in SWEEPS.items()
+        yield [(swept_key(name, what, label), SWEPT, at_best(SWEPT, name) | flags, seed, budget, 16)
+               for seed in SWEEP_SEEDS for what, (name, values) in SWEEPS.items()
                for label, flags in values.items()]
+        write_hard()
+        for label, condition in CONDITIONS.items():
+            flags = {name: value for name, value in condition.items() if name != "budget"}
+            yield [(condition_key(name, label), SWEPT, at_best(SWEPT, name) | flags, seed,
+                    condition.get("budget", budget), 16)
+                   for seed in SWEEP_SEEDS for name in ("NFT", "RFT")]
 
 def load(path: Path) -> dict:
     """Runs by (key, seed); a line that a kill has cut is dropped."""
@@ -196,7 +229,7 @@ class Results:
     def swept(self, what: str) -> dict[str, str]:
         """label -> key, the default among them, in order."""
         name, values = SWEEPS[what]
-        keys = {label: f"{SWEPT}|{name}|{what} {label}" for label in values}
+        keys = {label: swept_key(name, what, label) for label in values}
         keys[MIDDLE.get(what, "4")] = f"{SWEPT}|{name}"
         order = ["one", "dr_grpo", "grpo"]
         return dict(sorted(keys.items(), key=lambda item: order.index(item[0])
@@ -243,8 +276,6 @@ def gap_table(results: Results) -> str:
         ("NFT", "Dr. GRPO"), ("NFT", "DAPO"))]
     pairs += [(key, f"{SWEPT}|{SWEEPS[what][0]}", SWEEP_SEEDS) for what in SWEEPS
               for key in results.swept(what).values() if key.count("|") > 1]
-    pairs += [(f"{SWEPT}|NFT|minibatches {n}", f"{SWEPT}|RFT|minibatches of RFT {n}", SWEEP_SEEDS)
-              for n in (1, 16)]
     rows = []
     for a, b, seeds in pairs:
         if results.of(a, seeds) and results.of(b, seeds):
@@ -252,6 +283,22 @@ def gap_table(results: Results) -> str:
             gaps = [results.gap(a, b, measure, seeds) for measure in SCORES]
             rows.append([name, *(percent(*gap, signed=True) for gap in gaps)])
     return markdown(["difference, points", *SCORES], rows)
+
+def condition_table(results: Results) -> str:
+    """NFT minus RFT, paired by seed, as it is and where they might part."""
+    cases = {f"{model}, as above": [f"{model}|NFT", f"{model}|RFT"] for model in MODELS}
+    cases |= {f"{SWEPT}, {label}": [condition_key(name, label) for name in ("NFT", "RFT")]
+              for label in CONDITIONS}
+    rows = []
+    for case, (nft_key, rft_key) in cases.items():
+        if results.of(nft_key) and results.of(rft_key):
+            level = 100 * results.values(rft_key, "avg, test").mean()
+            gaps = [percent(*results.gap(nft_key, rft_key, m), signed=True) for m in SCORES]
+            entropies = [results.values(key, "entropy").mean() for key in (nft_key, rft_key)]
+            rows.append([case, len(results.of(rft_key)), f"{level:.1f}", *gaps,
+                         "{:.3f}, {:.3f}".format(*entropies)])
+    return markdown(["NFT minus RFT, points", "seeds", "RFT: avg, test", *SCORES,
+                     "entropy of NFT, RFT"], rows)
 
 def band(axis, x, rows, label, **style) -> None:
     """Mean over rows, and the band of its 95% interval."""
@@ -310,7 +357,8 @@ def figure_sweeps(results: Results, path: Path) -> None:
     figure.savefig(path, dpi=80)
 
 def report_real(folder: Path) -> None:
-    """Table and figure of the runs of nft.py in folder/RUN, on a real model."""
+    """Table and figure of the runs of nft.py in folder/RUN, on a real model. The interval of
+    pass@16 is the bootstrap's over questions, as avg's: of a share that is a binomial's."""
     import pandas as pd
     from matplotlib import pyplot
     figure, axes = pyplot.subplots(1, 4, figsize=(17, 3.5), layout="constrained")
@@ -323,9 +371,11 @@ def report_real(folder: Path) -> None:
         axes[1].plot(evals.iteration, evals["pass"], "o-")
         axes[2].plot(metrics.iteration, metrics.acc)
         axes[3].plot(metrics.iteration, metrics.entropy)
-        rows += [[run.name, len(metrics), e.iteration, percent(e.avg, e.low, e.high),
-                  f"{100 * e['pass']:.1f}", f"{metrics.entropy[max(0, e.iteration - 1)]:.3f}"]
-                 for _, e in evals.iterrows()]
+        for _, e in evals.iterrows():
+            draws = np.random.default_rng(0).binomial(e.n, e["pass"], 100_000) / e.n
+            rows.append([run.name, len(metrics), e.iteration, percent(e.avg, e.low, e.high),
+                         percent(e["pass"], *np.quantile(draws, [0.025, 0.975])),
+                         f"{metrics.entropy[max(0, e.iteration - 1)]:.3f}"])
     titles = ["avg@16, held-out", "pass@16, held-out", "accuracy in training", "entropy"]
     for axis, title in zip(axes, titles):
         axis.set(title=title, xlabel="iteration")
@@ -342,6 +392,7 @@ def report(path: Path) -> None:
             print(main_table(results, model))
             figure_algorithms(results, model, path.with_name(f"algorithms-{model}.png"))
     print(gap_table(results))
+    print(condition_table(results))
     if any(results.of(key, SWEEP_SEEDS) for key in results.swept("eps").values() if "eps" in key):
         print(sweep_table(results))
         figure_sweeps(results, path.with_name("sweeps.png"))
