@@ -1278,6 +1278,14 @@ def test_a_bad_model_flag_or_folder_is_refused_in_one_sentence(
     assert re.search(words, sentence), sentence
     assert {path: contents(tmp_path)[path] for path in before} == before
 
+@pytest.mark.parametrize("name, value", [("TP", 2), ("FSDP", 8)])
+def test_a_layout_for_more_processes_than_there_are_is_refused(
+        world, tmp_path, monkeypatch, capsys, name, value):
+    """Such as by `NFT_FSDP=8 python nft.py`, without torchrun."""
+    monkeypatch.setattr(nft, name, value)
+    sentence = refusal(capsys, argv(world, out=tmp_path / "run"))
+    assert f"NFT_{name}={value}" in sentence and "1 ranks" in sentence
+
 # ---------------------------------------------------------------- the verifier
 SAME = {
     "integers": [
