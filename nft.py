@@ -170,7 +170,7 @@ def load_model(cfg: Config):
     """Model, with all its EOS ids, and tokenizer; or RunError. NFT_FSDP: 0 a copy a rank, 1 shards
     over all ranks, n over n and copies over the rest. A rank reads its part of the weights only."""
     dtype, fsdp = getattr(torch, cfg.dtype), SHARES if FSDP == 1 else FSDP or 1
-    require(WORLD % TP == 0 == SHARES % fsdp, f"NFT_TP={TP}, NFT_FSDP={FSDP} of {WORLD} ranks?")
+    require(WORLD % TP == 0 == SHARES % fsdp, f"bad NFT_TP={TP}, NFT_FSDP={FSDP} for {WORLD} ranks")
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(cfg.model)
         layout = DistributedConfig(tp_size=TP, fsdp_size=fsdp, dp_replicate_size=SHARES // fsdp,
