@@ -188,8 +188,8 @@ def load_model(cfg: Config):
     model.token_logps = token_logps.__get__(model)
     register_fsdp_forward_method(model, "token_logps")  # FSDP gathers weights for it
     with torch.no_grad(), gathered(model, cfg):
-        logp = model(torch.tensor([[0]], device=model.device)).logits[0, 0].log_softmax(-1)[1]
-        same = not abs(logp - model.token_logps([[0]], [[1]])[0]) > 0.3  # not so in Gemma 2
+        logp = model(torch.tensor([[1]], device=model.device)).logits[0, 0].log_softmax(-1)[1]
+        same = not abs(logp - model.token_logps([[1]], [[1]])[0]) > 0.3  # not so in Gemma 2
         require(same, f"--model {cfg.model}: its logits are not just a matrix times hidden states")
     return model, tokenizer
 # ---------------------------------------------------------------- questions

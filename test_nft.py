@@ -1,6 +1,6 @@
 """Tests of nft.py: the same maths done twice, and each check shown to fail on a broken variant.
 
-`pytest test_nft.py` takes a minute on one thread and needs no network. The world of the tests is a
+`pytest test_nft.py` takes minutes on two cores and needs no network. The world of the tests is a
 random Qwen2 of two layers, with pad = EOS and more rows than its tokenizer has ids, that is asked
 for sums of two digits and has tokens such as \\boxed{3} to answer with: a run there takes a second.
 """
@@ -33,8 +33,9 @@ import torch
 import torch.distributed.checkpoint as dcp
 from hypothesis import given, settings, strategies as st
 from torch.nn.utils import parameters_to_vector
-from transformers import (AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM,
-                          PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer)
+from transformers import (AutoConfig, AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM,
+                          LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config,
+                          Qwen2ForCausalLM, Qwen2Tokenizer)
 
 import nft
 import verify
@@ -1145,6 +1146,22 @@ def test_the_learning_rate_is_the_best_on_the_tuning_seeds(study):
     assert study.chosen(runs, "m", "NFT") == 1e-4
     assert not set(study.TUNING) & set(study.SEEDS)
 
+def test_the_log_holds_every_run_of_the_study_and_no_other(study, tmp_path, monkeypatch):
+    """At the learning rate chosen; runs of one name have the same settings, wherever named."""
+    monkeypatch.setattr(study, "HARD", tmp_path / "hard.jsonl")
+    monkeypatch.setattr(study, "FEW", {64: tmp_path / "64.jsonl"})
+    runs = study.load(TOY / "study/runs.jsonl")
+    flags_of = {}
+    for key, model, flags, seed, budget, n in itertools.chain(*study.stages(runs, quick=False)):
+        assert flags_of.setdefault((key, seed), (flags, budget)) == (flags, budget)
+        assert runs[key, seed]["lr"] == flags.get("lr", nft.Config().lr)
+        drawn = [point[0] for point in runs[key, seed]["curves"]]
+        assert runs[key, seed].get("stopped") or budget <= max(drawn, default=0) <= budget + 1600
+    assert set(flags_of) == set(runs)
+    expressions = [{re.sub(r"^(Find|What is) |(=?\?|\.)$", "", row["question"])
+                    for row in read_rows(path)} for path in (study.HARD, TOY / "hard.jsonl")]
+    assert len(expressions[0]) == 2400 and not expressions[0] & expressions[1]
+
 def test_the_figures_of_the_readme_are_those_of_the_committed_logs(study, tmp_path, capsys):
     shutil.copy(TOY / "study/runs.jsonl", tmp_path)
     shutil.copytree(TOY / "real", tmp_path / "real")
@@ -1154,7 +1171,8 @@ def test_the_figures_of_the_readme_are_those_of_the_committed_logs(study, tmp_pa
     told, figure = capsys.readouterr().out, r"[+-]?\d+\.\d+ \([+-]?\d+\.\d+ to [+-]?\d+\.\d+\)"
     quoted = re.findall(figure, (TOY.parent / "README.md").read_text())
     assert len(quoted) > 50 and set(quoted) <= set(re.findall(figure, told))
-    assert {"algorithms-0.8M.png", "real.png"} <= {path.name for path in tmp_path.glob("**/*.png")}
+    drawn = {path.name for path in tmp_path.glob("**/*.png")}
+    assert {"algorithms-0.8M.png", "algorithms-0.2M.png", "sweeps.png", "real.png"} <= drawn
 
 def test_the_loss_that_the_readme_adds_trains_with_its_coefficients(world, monkeypatch):
     """W-REINFORCE: 0.1 R for tokens of right answers and -R for those of wrong ones."""
@@ -1239,19 +1257,25 @@ def test_a_bad_file_is_refused_with_its_name_and_row(world, tmp_path, capsys, li
     assert not (tmp_path / "run").exists()
 
 def broken_models():
-    """Folders of models without tokenizer, without EOS, and with a NaN."""
+    """Folders of models without tokenizer, without EOS, with a NaN, and with capped logits."""
     model = tiny_model(torch.float32)
     model.save_pretrained("no_tokenizer")
     model.lm_head.weight.data[DIGIT] = math.nan
     save_world("has_nan", model, tiny_tokenizer())
     llama = LlamaConfig(vocab_size=20, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
                         num_attention_heads=1, bos_token_id=None, eos_token_id=None)
+    torch.manual_seed(0)
+    gemma = Gemma2Config(vocab_size=20, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+                         num_attention_heads=1, num_key_value_heads=1, head_dim=8, eos_token_id=EOS,
+                         initializer_range=1.0, final_logit_softcapping=5.0)
+    save_world("capped", Gemma2ForCausalLM(gemma), tiny_tokenizer())
     save_world("no_eos", LlamaForCausalLM(llama),
                PreTrainedTokenizerFast(tokenizer_object=tiny_tokenizer().backend_tokenizer))
 
 @pytest.mark.parametrize("words, flags", [
     ("absent", dict(model="absent")), ("no_tokenizer", dict(model="no_tokenizer")),
     ("no_eos.*EOS", dict(model="no_eos")), ("not finite: the weights", dict(model="has_nan")),
+    ("capped.*not just a matrix", dict(model="capped")),
     ("no/such", dict(train="no/such")), ("sums.jsonl.*question", dict(max_prompt=2)),
     ("right and wrong", dict(train="hopeless.jsonl")),
     ("a_file", dict(out="a_file")), ("other_run.*lr", dict(out="other_run", lr=0.02)),

@@ -8,6 +8,8 @@ range. One thread on a CPU. A peer that is not installed is skipped with a line;
 sampler  nft.sample against Hugging Face's generate, tokens a second: toy/base, and a "mid" model of
          random weights (hidden 512, 8 layers, V 32k). live: answers end by EOS (mid: each token is
          one with chance 1/30); full: all answers run to max_new
+cache    nft.sample, whose keys and values are copied to grow at each token, as transformers do it,
+         against the same with a buffer that has room for 256 tokens more
 train    a whole step (sample, grade, loss, AdamW) against TRL's GRPOTrainer: the same model,
          questions, K, max_new, verifier; learning rate 0, so that lengths stay. And nft.update
          (loss, AdamW) against one batch padded to its longest row, with mask and all logits
@@ -45,6 +47,7 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 from torch.nn.utils.rnn import pad_sequence  # noqa: E402
+from transformers.cache_utils import DynamicLayer  # noqa: E402
 from transformers.modeling_layers import GradientCheckpointingLayer  # noqa: E402
 
 TOY = Path(__file__).resolve().parent
@@ -170,10 +173,47 @@ def bench_sampler(args):
         for rows in (64, 256):
             for max_new in (48, 192):
                 for kind, ids in (("live", list(eos)), ("full", NEVER)):
+                    case = f"{name}, {rows} rows, max_new {max_new}, {kind}"
                     how = model, [q.tokens for q in questions[:rows // 8]], 8, max_new, ids
                     runs = {"nft.py": partial(sample, *how), "generate": partial(generate, *how)}
-                    yield from compare("sampler", f"{name}, {rows} rows, max_new {max_new}, {kind}",
-                                       in_turn(runs, args.pairs), "tokens/s")
+                    if re.search(args.match, case):
+                        yield from compare("sampler", case, in_turn(runs, args.pairs), "tokens/s")
+
+class Buffer(DynamicLayer):
+    """A layer's keys and values (rows, heads, tokens, size) at the front of buffers with room."""
+
+    def update(self, key, value, *_, **__):
+        n, end = self.get_seq_length(), self.get_seq_length() + key.shape[2]
+        if not n or len(key) != len(self.rooms[0]) or end > self.rooms[0].shape[2]:
+            self.rooms = [x.new_empty(*x.shape[:2], end + 256, x.shape[3], dtype=value.dtype)
+                          for x in (key, value)]
+            if n:
+                self.rooms[0][:, :, :n], self.rooms[1][:, :, :n] = self.keys, self.values
+        self.rooms[0][:, :, n:end], self.rooms[1][:, :, n:end] = key, value
+        self.keys, self.values = (room[:, :, :end] for room in self.rooms)
+        self.is_initialized = True
+        return self.keys, self.values
+
+def sample_in_buffers(*how) -> int:
+    usual = nft.transformers.DynamicCache
+    nft.transformers.DynamicCache = partial(transformers.Cache, layer_class_to_replicate=Buffer)
+    try:
+        return sample(*how)
+    finally:
+        nft.transformers.DynamicCache = usual
+
+def bench_cache(args):
+    _, base, _, questions = toy()
+    prompts = [q.tokens for q in questions]
+    small = qwen(vocab_size=2000, hidden_size=128, num_hidden_layers=3)
+    cases = {"toy, 256 rows, max_new 64, live":
+             (base, prompts, 8, 64, base.generation_config.eos_token_id),
+             "toy, 256 rows, max_new 192, full": (base, prompts, 8, 192, NEVER)}
+    cases |= {f"hidden 128, 3 layers, 32 rows, max_new {n}, full":
+              (small, [list(range(16))] * 4, 8, n, NEVER) for n in (256, 1024)}
+    for case, how in cases.items():
+        runs = {"nft.py": partial(sample, *how), "buffers": partial(sample_in_buffers, *how)}
+        yield from compare("cache", case, in_turn(runs, args.pairs), "tokens/s")
 
 # ---------------------------------------------------------------- training
 def trl_steps(max_new: int, pairs: int) -> dict[str, list[float]]:
@@ -439,7 +479,7 @@ def bench_gpu(args):
         del model, optimizer, run, runs, how  # make room for the next
 
 # ---------------------------------------------------------------- table
-PARTS = {"sampler": bench_sampler, "train": bench_train, "logps": bench_logps,
+PARTS = {"sampler": bench_sampler, "cache": bench_cache, "train": bench_train, "logps": bench_logps,
          "grade": bench_grade, "sizes": bench_sizes, "gpu": bench_gpu}
 PROBES = {"logps": probe_logps, "grade": probe_grade, "sizes": probe_sizes}
 
@@ -467,6 +507,7 @@ def main() -> None:
     parser.add_argument("--only", help=f"parts, by commas: {', '.join(PARTS)}")
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--match", default="", help="sampler: only cases that match; others stay")
     parser.add_argument("--tiny", action="store_true", help="gpu: try its code on a tiny model")
     parser.add_argument("--out", type=Path, default=TOY / "bench.json")
     parser.add_argument("--markdown", action="store_true", help="print the table of --out and stop")
@@ -480,11 +521,13 @@ def main() -> None:
     report = json.loads(args.out.read_text()) if args.out.exists() else {}
     if args.markdown:
         return show(report)
-    usual = "gpu,logps" if args.device == "cuda" else "sampler,train,logps,grade,sizes"
+    usual = "gpu,logps" if args.device == "cuda" else "sampler,cache,train,logps,grade,sizes"
     for name in (args.only or usual).split(","):
-        report[name] = about(args) | {"rows": []}
+        kept = report[name]["rows"] if name in report and args.match else []
+        report[name] = about(args) | {"rows": kept}
         for row in PARTS[name](args):
-            report[name]["rows"].append(row)
+            kept[:] = [old for old in kept if (old["case"], old["peer"]) != (
+                row["case"], row["peer"])] + [row]
             args.out.write_text(json.dumps(report, indent=1))  # parts that did not run now stay
 
 if __name__ == "__main__":

@@ -6,17 +6,19 @@
 
 Every run starts from the same base and questions and may draw the same number of answers, so that
 algorithms that drop unmixed questions pay for what they draw; all but the swept settings are
-nft.py's defaults. CONDITIONS are where NFT and RFT, so near each other there, might part. Learning rates: one grid for all, chosen for each algorithm (and model) by avg on
+nft.py's defaults. Learning rates: one grid for all, chosen for each algorithm (and model) by avg on
 test.jsonl over TUNING seeds, which are not used again. Then SEEDS, each the same for all: a seed
 fixes the questions' order and the numbers that answers are drawn with, so differences are paired by
-seed. Final models answer each question of test.jsonl, and of hard.jsonl (5 operations, training has
-2 to 4), N times; pass@k is the unbiased estimate from these. Intervals are Student's, 95% over
-seeds (of 8 numbers a percentile bootstrap holds the mean in 88 of 100 cases only), not corrected
-for the number of comparisons.
+seed. SWEEPS change one setting of one algorithm; CONDITIONS are where NFT and RFT, which do not
+part at the defaults, might. Final models answer each question of test.jsonl, and of hard.jsonl (5
+operations, training has 2 to 4), N times; pass@k is the unbiased estimate from these. Intervals are
+Student's, 95% over seeds (of 8 numbers a percentile bootstrap holds the mean in 88 of 100 cases
+only), not corrected for the number of comparisons.
 
 What equal draws mean: an algorithm that drops unmixed questions takes about half the optimiser
 steps of GRPO and Dr. GRPO on the same budget, so NFT against DAPO compares losses, NFT against GRPO
-whole recipes. The last iteration may overdraw by up to 5%.
+whole recipes. The last iteration may overdraw, here by up to 900 answers (1600 where questions are
+few).
 """
 import argparse
 import functools
@@ -36,7 +38,8 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 
 TOY = Path(__file__).resolve().parent
-sys.path.insert(0, str(TOY.parent))
+sys.path[:0] = [str(TOY.parent), str(TOY)]
+import make  # noqa: E402
 import nft  # noqa: E402
 
 ALGORITHMS = {
@@ -45,7 +48,7 @@ ALGORITHMS = {
     "Dr. GRPO": dict(algo="dr_grpo"), "DAPO": dict(algo="dapo")}
 MODELS = {"0.8M": "base", "0.2M": "small"}
 GRID = [3e-5, 1e-4, 3e-4, 1e-3]
-TUNING, SEEDS, SWEEP_SEEDS = [100, 101], list(range(8)), list(range(4))
+TUNING, SEEDS = [100, 101], list(range(8))
 BUDGET = 16_000  # answers drawn
 N = 32  # answers to a question of the final evaluation (16 in sweeps)
 SWEEPS = {  # figure -> what is swept: label -> flags, over those of an algorithm
@@ -55,13 +58,16 @@ SWEEPS = {  # figure -> what is swept: label -> flags, over those of an algorith
     "K": ("NFT", {"4": dict(K=4, questions=64), "16": dict(K=16, questions=16)}),
     "minibatches": ("NFT", {str(n): dict(minibatches=n) for n in (1, 16)}),
     "minibatches of RFT": ("RFT", {str(n): dict(minibatches=n) for n in (1, 16)}),
-    "minibatches of GRPO": ("GRPO", {str(n): dict(minibatches=n) for n in (1, 16)})}
+    "minibatches of GRPO": ("GRPO", {str(n): dict(minibatches=n) for n in (1, 16)}),
+    "minibatches of DAPO": ("DAPO", {str(n): dict(minibatches=n) for n in (1, 16)})}
 SWEPT = "0.2M"  # the model of the sweeps, the cheaper one
-HARD = TOY.parent / "runs/study-hard.jsonl"  # questions like those of hard.jsonl, to train on
-CONDITIONS = {  # where NFT and RFT might part, of the model SWEPT: label -> flags, draws
-    "64000 draws": dict(budget=64_000),
-    "trained on 5 operations": dict(train=str(HARD), max_prompt=128, max_new=96),
-    "K 4": SWEEPS["K"][1]["4"], "K 16": SWEEPS["K"][1]["16"],
+HARD = TOY.parent / "runs/study-hard.jsonl"  # these files are written by write_questions
+FEW = {n: TOY.parent / f"runs/study-{n}.jsonl" for n in (64, 16)}
+CONDITIONS = {  # where NFT and RFT might part, of the model SWEPT: label -> flags, draws, seeds
+    **{f"trained on {n} questions": dict(train=str(path)) for n, path in FEW.items()},
+    "lr 0.0003": dict(lr=3e-4), "64000 draws": dict(budget=64_000, seeds=5),
+    "trained on 5 operations": dict(train=str(HARD), max_prompt=128, max_new=96, seeds=4),
+    "K 4": SWEEPS["K"][1]["4"] | dict(seeds=4), "K 16": SWEEPS["K"][1]["16"] | dict(seeds=4),
     "minibatches 1": dict(minibatches=1), "minibatches 16": dict(minibatches=16)}
 MIDDLE = {"eps": "1.0", "omega": "dr_grpo", "neg_weight": "1.0", "K": "8"}  # nft.py's defaults
 
@@ -122,13 +128,14 @@ def condition_key(name: str, label: str) -> str:
         label = f"minibatches of {name} {value}"
     return f"{SWEPT}|{name}|{label}"
 
-def write_hard() -> None:
-    """2400 questions of 5 operations, none of them in hard.jsonl."""
-    import make
+def write_questions() -> None:
+    """To train on in CONDITIONS: 2400 of 5 operations, none of hard.jsonl; the first usual ones."""
     held_out = [json.loads(row)["question"] for row in (TOY / "hard.jsonl").open()]
     taken = {re.sub(r"^(Find|What is) |(=?\?|\.)$", "", question) for question in held_out}
     HARD.parent.mkdir(exist_ok=True)
     make.write_questions(HARD, random.Random(1), 2400, [5], taken, longest=96)
+    for n, path in FEW.items():
+        path.write_text("".join((TOY / "train.jsonl").read_text().splitlines(True)[:n]))
 
 def stages(runs: dict, quick: bool):
     """Lists of runs (key, model, flags, seed, budget, n); a stage needs those before it."""
@@ -146,14 +153,14 @@ def stages(runs: dict, quick: bool):
            for model in models for seed in seeds for name in ALGORITHMS]
     if not quick:
         yield [(swept_key(name, what, label), SWEPT, at_best(SWEPT, name) | flags, seed, budget, 16)
-               for seed in SWEEP_SEEDS for what, (name, values) in SWEEPS.items()
+               for seed in SEEDS for what, (name, values) in SWEEPS.items()
                for label, flags in values.items()]
-        write_hard()
+        write_questions()
         for label, condition in CONDITIONS.items():
-            flags = {name: value for name, value in condition.items() if name != "budget"}
-            yield [(condition_key(name, label), SWEPT, at_best(SWEPT, name) | flags, seed,
-                    condition.get("budget", budget), 16)
-                   for seed in SWEEP_SEEDS for name in ("NFT", "RFT")]
+            flags = condition.copy()
+            draws, seeds = flags.pop("budget", budget), flags.pop("seeds", len(SEEDS))
+            yield [(condition_key(name, label), SWEPT, at_best(SWEPT, name) | flags, seed, draws,
+                    16) for seed in SEEDS[:seeds] for name in ("NFT", "RFT")]
 
 def load(path: Path) -> dict:
     """Runs by (key, seed); a line that a kill has cut is dropped."""
@@ -263,24 +270,26 @@ def sweep_table(results: Results) -> str:
     rows = []
     for what in SWEEPS:
         for label, key in results.swept(what).items():
-            if results.of(key, SWEEP_SEEDS):
-                rows.append([what, label, *(percent(*interval(results.values(key, m, SWEEP_SEEDS)))
+            if results.of(key):
+                rows.append([what, label, *(percent(*interval(results.values(key, m)))
                              for m in ("avg, test", "avg, hard", "pass@16, hard")),
-                             f"{interval(results.values(key, 'entropy', SWEEP_SEEDS))[0]:.3f}"])
+                             f"{interval(results.values(key, 'entropy'))[0]:.3f}"])
     return markdown(["swept", "value", "avg, test", "avg, hard", "pass@16, hard", "entropy"], rows)
 
 def gap_table(results: Results) -> str:
     """Differences that the paper's claims are about, paired by seed."""
-    pairs = [(f"{model}|{a}", f"{model}|{b}", SEEDS) for model in MODELS for a, b in (
+    pairs = [(f"{model}|{a}", f"{model}|{b}") for model in MODELS for a, b in (
         ("NFT", "RFT"), ("NFT", "RFT, 1 - r_hat"), ("RFT, 1 - r_hat", "RFT"), ("NFT", "GRPO"),
         ("NFT", "Dr. GRPO"), ("NFT", "DAPO"))]
-    pairs += [(key, f"{SWEPT}|{SWEEPS[what][0]}", SWEEP_SEEDS) for what in SWEEPS
+    pairs += [(key, f"{SWEPT}|{SWEEPS[what][0]}") for what in SWEEPS
               for key in results.swept(what).values() if key.count("|") > 1]
+    pairs += [(swept_key("NFT", "minibatches", n), swept_key(name, f"minibatches of {name}", n))
+              for name in ("GRPO", "DAPO") for n in ("1", "16")]
     rows = []
-    for a, b, seeds in pairs:
-        if results.of(a, seeds) and results.of(b, seeds):
+    for a, b in pairs:
+        if results.of(a) and results.of(b):
             name = f"{a} minus {b.split('|', 1)[1]}".replace("|", ": ")
-            gaps = [results.gap(a, b, measure, seeds) for measure in SCORES]
+            gaps = [results.gap(a, b, measure) for measure in SCORES]
             rows.append([name, *(percent(*gap, signed=True) for gap in gaps)])
     return markdown(["difference, points", *SCORES], rows)
 
@@ -295,7 +304,8 @@ def condition_table(results: Results) -> str:
             level = 100 * results.values(rft_key, "avg, test").mean()
             gaps = [percent(*results.gap(nft_key, rft_key, m), signed=True) for m in SCORES]
             entropies = [results.values(key, "entropy").mean() for key in (nft_key, rft_key)]
-            rows.append([case, len(results.of(rft_key)), f"{level:.1f}", *gaps,
+            both = min(len(results.of(nft_key)), len(results.of(rft_key)))
+            rows.append([case, both, f"{level:.1f}", *gaps,
                          "{:.3f}, {:.3f}".format(*entropies)])
     return markdown(["NFT minus RFT, points", "seeds", "RFT: avg, test", *SCORES,
                      "entropy of NFT, RFT"], rows)
@@ -340,20 +350,20 @@ def figure_algorithms(results: Results, model: str, path: Path) -> None:
 
 def figure_sweeps(results: Results, path: Path) -> None:
     from matplotlib import pyplot
-    figure, axes = pyplot.subplots(2, len(SWEEPS), figsize=(18, 5.5), layout="constrained",
-                                   sharey="row")
+    measures = ("avg, test", "avg, hard", "entropy")
+    figure, axes = pyplot.subplots(len(measures), len(SWEEPS), figsize=(18, 8),
+                                   layout="constrained", sharey="row")
     for column, what in zip(axes.T, SWEEPS):
-        keys = {label: key for label, key in results.swept(what).items()
-                if results.of(key, SWEEP_SEEDS)}
-        for axis, measure in zip(column, ("avg, hard", "entropy")):
-            mean, low, high = np.transpose([interval(results.values(key, measure, SWEEP_SEEDS))
+        keys = {label: key for label, key in results.swept(what).items() if results.of(key)}
+        for axis, measure in zip(column, measures):
+            mean, low, high = np.transpose([interval(results.values(key, measure))
                                             for key in keys.values()])
             axis.errorbar(range(len(keys)), mean, [mean - low, high - mean], fmt="o-", capsize=3)
             axis.set_xticks(range(len(keys)), list(keys))
             axis.grid(alpha=0.3)
         column[0].set_title(what)
-    axes[0, 0].set_ylabel("avg, hard")
-    axes[1, 0].set_ylabel("entropy at the end")
+    for axis, measure in zip(axes[:, 0], measures):
+        axis.set_ylabel(measure)
     figure.savefig(path, dpi=80)
 
 def report_real(folder: Path) -> None:
@@ -393,7 +403,7 @@ def report(path: Path) -> None:
             figure_algorithms(results, model, path.with_name(f"algorithms-{model}.png"))
     print(gap_table(results))
     print(condition_table(results))
-    if any(results.of(key, SWEEP_SEEDS) for key in results.swept("eps").values() if "eps" in key):
+    if any(results.of(key) for key in results.swept("eps").values() if "eps" in key):
         print(sweep_table(results))
         figure_sweeps(results, path.with_name("sweeps.png"))
 
