@@ -1146,10 +1146,8 @@ def test_the_learning_rate_is_the_best_on_the_tuning_seeds(study):
     assert study.chosen(runs, "m", "NFT") == 1e-4
     assert not set(study.TUNING) & set(study.SEEDS)
 
-def test_the_log_holds_every_run_of_the_study_and_no_other(study, tmp_path, monkeypatch):
+def test_the_log_holds_every_run_of_the_study_and_no_other(study):
     """At the learning rate chosen; runs of one name have the same settings, wherever named."""
-    monkeypatch.setattr(study, "HARD", tmp_path / "hard.jsonl")
-    monkeypatch.setattr(study, "FEW", {64: tmp_path / "64.jsonl"})
     runs = study.load(TOY / "study/runs.jsonl")
     flags_of = {}
     for key, model, flags, seed, budget, n in itertools.chain(*study.stages(runs, quick=False)):
@@ -1158,9 +1156,16 @@ def test_the_log_holds_every_run_of_the_study_and_no_other(study, tmp_path, monk
         drawn = [point[0] for point in runs[key, seed]["curves"]]
         assert runs[key, seed].get("stopped") or budget <= max(drawn, default=0) <= budget + 1600
     assert set(flags_of) == set(runs)
+
+def test_the_study_trains_on_hard_questions_that_are_not_those_held_out(
+        study, tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "HARD", tmp_path / "hard.jsonl")
+    monkeypatch.setattr(study, "FEW", {64: tmp_path / "64.jsonl"})
+    study.write_questions()
     expressions = [{re.sub(r"^(Find|What is) |(=?\?|\.)$", "", row["question"])
                     for row in read_rows(path)} for path in (study.HARD, TOY / "hard.jsonl")]
     assert len(expressions[0]) == 2400 and not expressions[0] & expressions[1]
+    assert read_rows(tmp_path / "64.jsonl") == read_rows(TOY / "train.jsonl")[:64]
 
 def test_the_figures_of_the_readme_are_those_of_the_committed_logs(study, tmp_path, capsys):
     shutil.copy(TOY / "study/runs.jsonl", tmp_path)

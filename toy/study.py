@@ -51,7 +51,7 @@ GRID = [3e-5, 1e-4, 3e-4, 1e-3]
 TUNING, SEEDS = [100, 101], list(range(8))
 BUDGET = 16_000  # answers drawn
 N = 32  # answers to a question of the final evaluation (16 in sweeps)
-SWEEPS = {  # figure -> what is swept: label -> flags, over those of an algorithm
+SWEEPS = {  # figure (SETTING[ of ALGORITHM]) -> algorithm, label -> flags over the algorithm's
     "eps": ("NFT", {str(eps): dict(eps=eps) for eps in (0.01, 0.1, 0.5)}),
     "omega": ("NFT", {omega: dict(omega=omega) for omega in ("one", "grpo")}),
     "neg_weight": ("NFT", {str(w): dict(neg_weight=w) for w in (0.0, 0.25, 0.5, 2.0)}),
@@ -118,15 +118,9 @@ def chosen(runs: dict, model: str, algorithm: str) -> float:
 def tuning_key(model: str, algorithm: str, lr: float) -> str:
     return f"{model}|{algorithm}|tuning {lr:g}"
 
-def swept_key(name: str, what: str, label: str) -> str:
-    return f"{SWEPT}|{name}|{what} {label}"
-
-def condition_key(name: str, label: str) -> str:
-    """That of a sweep where it ran there."""
-    what, value = label.rsplit(" ", 1)
-    if what == "minibatches" and name != "NFT":
-        label = f"minibatches of {name} {value}"
-    return f"{SWEPT}|{name}|{label}"
+def swept_key(name: str, setting: str) -> str:
+    """Of a sweep's value ("eps 0.1") or a condition ("K 4"): a run of both is one run."""
+    return f"{SWEPT}|{name}|{setting}"
 
 def write_questions() -> None:
     """To train on in CONDITIONS: 2400 of 5 operations, none of hard.jsonl; the first usual ones."""
@@ -134,8 +128,9 @@ def write_questions() -> None:
     taken = {re.sub(r"^(Find|What is) |(=?\?|\.)$", "", question) for question in held_out}
     HARD.parent.mkdir(exist_ok=True)
     make.write_questions(HARD, random.Random(1), 2400, [5], taken, longest=96)
+    usual = (TOY / "train.jsonl").read_text().splitlines(True)
     for n, path in FEW.items():
-        path.write_text("".join((TOY / "train.jsonl").read_text().splitlines(True)[:n]))
+        path.write_text("".join(usual[:n]))
 
 def stages(runs: dict, quick: bool):
     """Lists of runs (key, model, flags, seed, budget, n); a stage needs those before it."""
@@ -152,15 +147,14 @@ def stages(runs: dict, quick: bool):
     yield [(f"{model}|{name}", model, at_best(model, name), seed, budget, N)
            for model in models for seed in seeds for name in ALGORITHMS]
     if not quick:
-        yield [(swept_key(name, what, label), SWEPT, at_best(SWEPT, name) | flags, seed, budget, 16)
-               for seed in SEEDS for what, (name, values) in SWEEPS.items()
+        yield [(swept_key(name, f"{what.split()[0]} {label}"), SWEPT, at_best(SWEPT, name) | flags,
+                seed, budget, 16) for seed in SEEDS for what, (name, values) in SWEEPS.items()
                for label, flags in values.items()]
-        write_questions()
         for label, condition in CONDITIONS.items():
             flags = condition.copy()
             draws, seeds = flags.pop("budget", budget), flags.pop("seeds", len(SEEDS))
-            yield [(condition_key(name, label), SWEPT, at_best(SWEPT, name) | flags, seed, draws,
-                    16) for seed in SEEDS[:seeds] for name in ("NFT", "RFT")]
+            yield [(swept_key(name, label), SWEPT, at_best(SWEPT, name) | flags, seed, draws, 16)
+                   for seed in SEEDS[:seeds] for name in ("NFT", "RFT")]
 
 def load(path: Path) -> dict:
     """Runs by (key, seed); a line that a kill has cut is dropped."""
@@ -172,6 +166,7 @@ def study(path: Path, quick: bool, workers: int) -> None:
     """Run what path does not hold yet, a line a finished run."""
     transformers.utils.logging.disable_progress_bar()
     path.parent.mkdir(parents=True, exist_ok=True)
+    write_questions()
     runs = load(path)
     path.write_text("".join(json.dumps(row) + "\n" for row in runs.values()))
     with ProcessPoolExecutor(workers) as pool:
@@ -236,7 +231,7 @@ class Results:
     def swept(self, what: str) -> dict[str, str]:
         """label -> key, the default among them, in order."""
         name, values = SWEEPS[what]
-        keys = {label: swept_key(name, what, label) for label in values}
+        keys = {label: swept_key(name, f"{what.split()[0]} {label}") for label in values}
         keys[MIDDLE.get(what, "4")] = f"{SWEPT}|{name}"
         order = ["one", "dr_grpo", "grpo"]
         return dict(sorted(keys.items(), key=lambda item: order.index(item[0])
@@ -283,8 +278,8 @@ def gap_table(results: Results) -> str:
         ("NFT", "Dr. GRPO"), ("NFT", "DAPO"))]
     pairs += [(key, f"{SWEPT}|{SWEEPS[what][0]}") for what in SWEEPS
               for key in results.swept(what).values() if key.count("|") > 1]
-    pairs += [(swept_key("NFT", "minibatches", n), swept_key(name, f"minibatches of {name}", n))
-              for name in ("GRPO", "DAPO") for n in ("1", "16")]
+    pairs += [(swept_key("NFT", f"minibatches {n}"), swept_key(name, f"minibatches {n}"))
+              for name in ("GRPO", "DAPO") for n in (1, 16)]
     rows = []
     for a, b in pairs:
         if results.of(a) and results.of(b):
@@ -296,7 +291,7 @@ def gap_table(results: Results) -> str:
 def condition_table(results: Results) -> str:
     """NFT minus RFT, paired by seed, as it is and where they might part."""
     cases = {f"{model}, as above": [f"{model}|NFT", f"{model}|RFT"] for model in MODELS}
-    cases |= {f"{SWEPT}, {label}": [condition_key(name, label) for name in ("NFT", "RFT")]
+    cases |= {f"{SWEPT}, {label}": [swept_key(name, label) for name in ("NFT", "RFT")]
               for label in CONDITIONS}
     rows = []
     for case, (nft_key, rft_key) in cases.items():
