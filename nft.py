@@ -9,7 +9,6 @@ wrong answers trains pi_theta+. With token ratios R = pi_theta+ / pi_old all is 
 On-policy (R = 1) its gradient is GRPO's or Dr. GRPO's, as omega says (test_equivalence.py), and its
 value is 0 whatever the answers: a loss near 0 is no sign of trouble. To run it:
     python nft.py                                       # the toy: learns arithmetic on a CPU
-    python nft.py --eval_only --model DIR --eval FILE   # avg@k and pass@k of any model
     NFT_FSDP=1 torchrun --nproc-per-node 8 nft.py --preset 7b   # as in the paper, on 8 GPUs
 Glossary: q question, a answer, r verdict, r_hat its mean over the K answers to q; logp, logp_old
 log-prob of a token under pi_theta+, pi_old; mask 1 on answer tokens and EOS; B answers, T tokens.
@@ -18,17 +17,14 @@ import contextlib, json, math, os, re, resource, shutil, signal, subprocess, sys
 from collections import namedtuple
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-
 import datasets
-import numpy as np
-import pandas as pd
+import numpy as np, pandas as pd
 import torch
-import torch.distributed.checkpoint as dcp
 import transformers
-from torch import Tensor, distributed as dist
-from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
-from torch.nn.utils import clip_grads_with_norm_, rnn
+from torch import Tensor, distributed as dist, nn
+from torch.distributed import checkpoint as dcp, fsdp
 from tqdm import tqdm
+from transformers.cache_utils import StaticLayer
 from transformers.distributed import DistributedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 from verify import check_gold, extract_answer, grade
@@ -45,8 +41,7 @@ def nft_loss(logp: Tensor, logp_old: Tensor, r: Tensor, r_hat: Tensor, mask: Ten
              omega: str = "dr_grpo", eps: float = 1.0, neg_weight: float = 1.0):
     """Eq 10, summed over tokens: the caller divides by the tokens of the whole optimiser step.
     logp, logp_old, mask (B, T); r, r_hat (B, 1); neg_weight of the negative term: 1 is NFT, 0 RFT.
-    Returns loss_sum and, detached, stats (B, T): R, and whether the floor holds a token. Raises
-    ValueError unless 0 < r_hat < 1."""
+    Returns loss_sum and, detached, stats (B, T): R, floored. ValueError unless 0 < r_hat < 1."""
     if not ((r_hat > 0) & (r_hat < 1)).all():
         raise ValueError("nft_loss needs 0 < r_hat < 1: drop questions all right or all wrong")
     log_R = torch.where(mask > 0, logp - logp_old, 0.0)
@@ -117,8 +112,8 @@ class Config:
     seed: int = flag(0, "of all randomness")
     def __post_init__(self):
         self.omega = self.omega or ("one" if self.algo == "rft" else "dr_grpo")
-        run = f"{self.preset}-{self.algo}-{self.seed}" + "-eval" * self.eval_only
-        self.out = self.out or f"runs/{run}"
+        run = f"runs/{self.preset}-{self.algo}-{self.seed}" + "-eval" * self.eval_only
+        self.out = self.out or run
         low = dict(K=2, eval_k=1, iterations=1, questions=1, minibatches=1, max_new=1, eps=1e-6,
                    lr=0, grad_clip=1e-6, save_every=1, temperature=0.01, eval_temperature=0, seed=0,
                    eval_top_p=0, weight_decay=0)
@@ -126,24 +121,22 @@ class Config:
             require(getattr(self, name) >= x, f"--{name} must be {x} or more")
 DATA = "hf://datasets/ChenDRAG/VeRL_math_validation/{}.parquet"  # the official code's files
 PAPER = dict(
-    train=DATA.format("dapo-math-17k_10boxed"),
+    train=DATA.format("dapo-math-17k_10boxed"), eval_every=20, sample_rows=128, micro_tokens=16384,
     eval=",".join(f"{name}={DATA.format(file)}" for name, file in {
         "aime24@32": "aime-2024-boxed_w_answer", "aime25@32": "aime2025_32_dapo_boxed_w_answer",
         "amc23@32": "amc2023_32_dapo_boxed_w_answer", "math500@1": "math500_boxed",
-        "olympiad@1": "olympiadbench", "minerva@1": "minerva_math"}.items()),
+        "olympiad@1": "olympiadbench", "minerva@1": "minerva_math"}.items()), dtype="bfloat16",
     instruction="\nPlease reason step by step, and put your final answer within \\boxed{}.",
-    iterations=320, questions=512, K=16, minibatches=16, lr=1e-6, warmup=10, eval_top_p=0.7,
-    eval_every=20, sample_rows=128, micro_tokens=16384, dtype="bfloat16")
-PRESETS = {
-    "toy": {}, "7b": PAPER | dict(model="Qwen/Qwen2.5-Math-7B", max_prompt=512, max_new=3584),
-    "32b": PAPER | dict(model="Qwen/Qwen2.5-32B", max_prompt=2048, max_new=14336, sample_rows=32,
-                        eval_temperature=0.6)}
+    iterations=320, questions=512, K=16, minibatches=16, lr=1e-6, warmup=10, eval_top_p=0.7)
+PRESETS = {"toy": {}, "7b": PAPER | dict(
+    model="Qwen/Qwen2.5-Math-7B", max_prompt=512, max_new=3584), "32b": PAPER | dict(
+    model="Qwen/Qwen2.5-32B", max_prompt=2048, max_new=14336, sample_rows=32, eval_temperature=0.6)}
 def parse_args(argv: list[str] | None) -> Config:
     """Flags over the preset's values over the defaults. Raises RunError, or exits as argparse."""
     parser = transformers.HfArgumentParser(Config, description=__doc__.split("\n")[0])
     parser.set_defaults(**PRESETS[parser.parse_known_args(argv)[0].preset])
     return Config(**vars(parser.parse_args(argv)))
-# ---------------------------------------------------------------- model, on one process or many
+# ---------------------------------------------------------------- model, on many ranks; questions
 RANK, WORLD, TP, FSDP = (int(os.environ.get(name, default)) for name, default in
                          [("RANK", 0), ("WORLD_SIZE", 1), ("NFT_TP", 1), ("NFT_FSDP", 0)])
 SHARE, SHARES = RANK // TP, WORLD // TP  # of the work: NFT_TP ranks hold one model and do one
@@ -157,7 +150,7 @@ def gather(share: list) -> list:
 def gathered(model, cfg: Config):
     """To sample in: whole weights on each rank, so that no forward pass waits for another rank."""
     model.to(model.dtype)  # FSDP sets up its shards anew: a tied one would miss the last step
-    units = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    units = [module for module in model.modules() if isinstance(module, fsdp.FSDPModule)]
     for unit in units:
         unit.set_reshard_after_forward(False, recurse=False)
         unit.unshard()
@@ -169,11 +162,11 @@ def gathered(model, cfg: Config):
 def load_model(cfg: Config):
     """Model, with all its EOS ids, and tokenizer; or RunError. NFT_FSDP: 0 a copy a rank, 1 shards
     over all ranks, n over n and copies over the rest. A rank reads its part of the weights only."""
-    dtype, fsdp = getattr(torch, cfg.dtype), SHARES if FSDP == 1 else FSDP or 1
-    require(WORLD % TP == 0 == SHARES % fsdp, f"bad NFT_TP={TP}, NFT_FSDP={FSDP} for {WORLD} ranks")
+    dtype, size = getattr(torch, cfg.dtype), SHARES if FSDP == 1 else FSDP or 1
+    require(WORLD % TP == 0 == SHARES % size, f"bad NFT_TP={TP}, NFT_FSDP={FSDP} for {WORLD} ranks")
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(cfg.model)
-        layout = DistributedConfig(tp_size=TP, fsdp_size=fsdp, dp_replicate_size=SHARES // fsdp,
+        layout = DistributedConfig(tp_size=TP, fsdp_size=size, dp_replicate_size=SHARES // size,
                                    fsdp_mixed_precision=dtype == torch.bfloat16)
         model = transformers.AutoModelForCausalLM.from_pretrained(
             cfg.model, dtype=torch.promote_types(dtype, torch.float32), distributed_config=layout)
@@ -186,13 +179,12 @@ def load_model(cfg: Config):
     for module in model.to("cuda" if torch.cuda.is_available() else "cpu").modules():
         module.training = isinstance(module, GradientCheckpointingLayer)  # it asks; no dropout
     model.token_logps = token_logps.__get__(model)
-    register_fsdp_forward_method(model, "token_logps")  # FSDP gathers weights for it
+    fsdp.register_fsdp_forward_method(model, "token_logps")  # FSDP gathers weights for it
     with torch.no_grad(), gathered(model, cfg):
         logp = model(torch.tensor([[1]], device=model.device)).logits[0, 0].log_softmax(-1)[1]
         same = not abs(logp - model.token_logps([[1]], [[1]])[0]) > 0.3  # not so in Gemma 2
         require(same, f"--model {cfg.model}: its logits are not just a matrix times hidden states")
     return model, tokenizer
-# ---------------------------------------------------------------- questions
 Question = namedtuple("Question", "prompt answer tokens", defaults=[()])  # gold; ids of the prompt
 def load_questions(path: str, tokenizer=None, cfg: Config | None = None) -> list[Question]:
     """Questions of a file or of HUB_ID[[:CONFIG]:SPLIT]; RunError names a bad row. With a tokenizer
@@ -228,19 +220,17 @@ def encode(tokenizer, prompt: list[dict] | str, instruction: str = "") -> list[i
         prompt = [{"role": "user", "content": prompt + instruction}]
     return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
 # ---------------------------------------------------------------- scoring and sampling
-def log_softmax(logits: Tensor, temperature: float) -> Tensor:  # bf16 would be too coarse
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return (logits / temperature).log_softmax(-1)
+def log_softmax(logits: Tensor, tau: float) -> Tensor:  # at temperature tau; bf16 is too coarse
+    return (logits.to(torch.promote_types(logits.dtype, torch.float32)) / tau).log_softmax(-1)
 def pad(rows, side: str = "right") -> Tensor:  # vectors as the rows of (B, T), 0 beyond their ends
-    return rnn.pad_sequence(rows, batch_first=True, padding_side=side)
+    return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_side=side)
 def token_logps(model, prompts: list[list[int]], answers: list[list[int]], *,
                 temperature: float = 1.0, vocab: int | None = None) -> tuple[Tensor, Tensor]:
     """Log-probs of the answers' tokens by teacher forcing, and mask: both (B, T), 0 on padding, as
     known by length (pad may be EOS); it is on the right, where causal attention cannot see it.
     prompts, answers: B lists of token ids, none empty; ids from `vocab` on do not exist."""
-    rows = list(zip(prompts, answers))
-    ids = pad([torch.tensor(p + a) for p, a in rows]).to(model.device)
-    is_answer = pad([torch.arange(len(p + a)) >= len(p) for p, a in rows])
+    ids = pad([torch.tensor(p + a) for p, a in zip(prompts, answers)]).to(model.device)
+    is_answer = pad([torch.arange(len(p + a)) >= len(p) for p, a in zip(prompts, answers)])
     hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
     hidden, target = hidden[:, :-1][is_answer[:, 1:]], ids[is_answer]  # state t - 1 predicts t
     def logp_of(hidden, target):
@@ -258,44 +248,58 @@ def pick(logits: Tensor, u: Tensor, temperature: float, top_p: float) -> tuple[T
     if top_p < 1:
         logp = transformers.TopPLogitsWarper(top_p)(None, logp).log_softmax(-1)
     cdf = logp.exp().cumsum(-1, dtype=torch.float64)  # exact enough to agree on NFT_TP ranks
-    require(cdf[:, -1].isfinite().all(), "log-probs are not finite: the weights must be broken")
-    token = torch.searchsorted(cdf, u.to(cdf)[:, None] * cdf[:, -1:], right=True)
-    return token[:, 0], logp.gather(-1, token)[:, 0]
+    token = torch.searchsorted(cdf, cdf[:, -1:] * u[:, None], right=True).clamp(max=len(cdf.T) - 1)
+    return token[:, 0], logp.gather(-1, token)[:, 0].double()
 Answer = namedtuple("Answer", "tokens logps finished")  # ids with EOS; log-probs; ended by EOS?
+BLOCK = 128 if torch.cuda.is_available() else 8  # steps from one look for ended answers to the next
 @torch.no_grad()
 def sample(model, prompts: list[list[int]], K: int, max_new: int, *, eos_ids, temperature=1.0,
            top_p=1.0, seed=0, keys=None, vocab=None) -> list[Answer]:
     """K answers to each prompt, grouped by prompt, of ids below vocab. Answer k is drawn by numbers
-    that depend on (seed, key of its prompt, k), not on batch, order or process; keys: 0, 1..."""
+    that depend on (seed, key of its prompt, k) alone; keys: 0, 1... RunError on broken weights."""
     u = [np.random.default_rng([seed, key, k]).random(max_new, np.float32)
          for key in keys or range(len(prompts)) for k in range(K)]
     u = torch.from_numpy(np.stack(u)).to(model.device)  # (answers, max_new)
-    eos, cache = torch.tensor(sorted(eos_ids), device=u.device), transformers.DynamicCache()
-    tokens, logps = torch.zeros_like(u, dtype=torch.long), torch.zeros_like(u, dtype=torch.float64)
-    cache.update = lambda k, v, *i, add=cache.update: add(k.to(v.dtype), v, *i)  # not RoPE's fp32
-    length, live = tokens.new_zeros(len(u)), torch.arange(len(u), device=u.device)
-    ids = [torch.tensor(p, device=u.device) for p in prompts]
+    tokens, logps = torch.full_like(u, -1).long(), torch.zeros_like(u).double()
+    live, eos = torch.arange(len(u), device=u.device), torch.tensor(list(eos_ids), device=u.device)
+    ids, t = [torch.tensor(p, device=u.device) for p in prompts], torch.full_like(live[:1], -1)
     mask = pad([torch.ones_like(p) for p in ids], "left")
-    ids = pad(ids, "left")  # all answers start in one column
-    for t in range(max_new):
-        position = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1]:]
-        logits = model(input_ids=ids, attention_mask=mask, position_ids=position, use_cache=True,
-                       past_key_values=cache, logits_to_keep=1).logits[:, -1, :vocab]
-        if t == 0:  # each prompt has been read once
-            logits, mask = logits.repeat_interleave(K, 0), mask.repeat_interleave(K, 0)
-            cache.batch_repeat_interleave(K)
-        token, logp = pick(logits, u[live, t], temperature, top_p)
-        tokens[live, t], logps[live, t] = token, logp.double()  # live: answers still in the batch
-        length[live[(length[live] == 0) & torch.isin(token, eos)]] = t + 1  # 0 until EOS
-        going = (length[live] == 0).nonzero()[:, 0]
-        if len(going) == 0:
+    ids, position = pad(ids, "left"), (mask.cumsum(-1) - 1).clamp(min=0)
+    cache = transformers.Cache(layer_class_to_replicate=lambda n=ids.shape[1]: StaticLayer(n))
+    cache.update = lambda k, v, *i, add=cache.update: add(k.to(v.dtype), v, *i)  # not RoPE's fp32
+    def step() -> Tensor:  # -> token t of the live answers, those still in the batch
+        t.add_(1)  # in place, as all that a CUDA graph changes
+        logits = model(input_ids=ids, attention_mask=mask, position_ids=position + t,
+                       past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+        logits = logits[:, -1, :vocab].repeat_interleave(len(live) // len(logits), 0)  # t = 0: K
+        tokens[live, t], logps[live, t] = pick(logits, u[live, t], temperature, top_p)
+        return tokens[live, t][:, None]
+    ids, position = step(), position[:, -1:]
+    keep = torch.arange(len(prompts), device=u.device).repeat_interleave(K)  # rows of the cache
+    for n in map(len, torch.arange(1, max_new).split(BLOCK)):
+        mask, position = nn.functional.pad(mask[keep], (0, n), value=1), position[keep]
+        for layer in cache.layers:  # room for n tokens
+            layer.keys = nn.functional.pad(layer.keys[keep], (0, 0, 0, n))
+            layer.values = nn.functional.pad(layer.values[keep], (0, 0, 0, n))
+            layer.max_cache_len += n
+        repeat(lambda: ids.copy_(step()), n, u.is_cuda and TP == 1 and model._can_compile_fullgraph)
+        keep = ~torch.isin(tokens[live], eos).any(1)
+        live, ids = live[keep], ids[keep]
+        if len(live) == 0:
             break
-        if len(going) < 0.8 * len(live):  # dropping rows copies the cache: not at every step
-            cache.batch_select_indices(going)
-            live, token, mask = live[going], token[going], mask[going]
-        ids, mask = token[:, None], torch.nn.functional.pad(mask, (0, 1), value=1)
-    return [Answer(row[:n or max_new], logp[:n or max_new], n > 0)
+    del cache.update  # with it the cache holds itself, and its memory until garbage is collected
+    require(logps.isfinite().all(), "log-probs are not finite: the weights must be broken")
+    length = (torch.isin(tokens, eos).cumsum(1) == 0).sum(1) + 1  # with EOS; max_new + 1 if cut
+    return [Answer(row[:n], logp[:n], n <= max_new)
             for row, logp, n in zip(tokens.tolist(), logps.tolist(), length.tolist())]
+def repeat(step, times: int, record: bool) -> None:
+    """step() so many times, the later ones by a CUDA graph: quicker than kernel by kernel."""
+    for turn in range(times):
+        if record and turn == 1:
+            with torch.cuda.graph(g := torch.cuda.CUDAGraph(), capture_error_mode="thread_local"):
+                step()
+            step = g.replay
+        step()
 # ---------------------------------------------------------------- Algorithm 1: collect, update
 Row = namedtuple("Row", "q a text r r_hat")  # Question, Answer, its text; a question's K in a row
 def rollout(model, tokenizer, questions: list[Question], keys, K: int, cfg: Config, **how):
@@ -319,7 +323,7 @@ def collect(model, tokenizer, data: list[Question], cfg: Config, drawn: int, rou
     drawn: questions drawn before, from an endless stream of shuffled passes over `data`."""
     began, rows, kept = time.time(), [], []
     _, _, mixed_only = ALGORITHMS[cfg.algo]
-    for _ in range(rounds):
+    while rounds > 0 and len(kept) < cfg.questions * cfg.K:
         kept_frac = max(len(kept), 1) / max(len(rows), 1)  # so far; 1 in the first round
         n = math.ceil((cfg.questions - len(kept) // cfg.K) / max(kept_frac, 0.3))
         keys, drawn = range(drawn, drawn + n), drawn + n
@@ -328,11 +332,10 @@ def collect(model, tokenizer, data: list[Question], cfg: Config, drawn: int, rou
         rows += rollout(model, tokenizer, asked, keys, cfg.K, cfg, seed=2 * cfg.seed,
                         temperature=cfg.temperature)  # and no top_p: token_logps knows of none
         kept = [row for row in rows if 0 < row.r_hat < 1 or not mixed_only][:cfg.questions * cfg.K]
-        if len(kept) == cfg.questions * cfg.K:
-            break
+        rounds -= 1
     tokens, acc = sum(len(row.a.tokens) for row in rows), np.mean([row.r for row in rows])
-    require(kept, f"none of {len(rows) // cfg.K} questions in {rounds} rounds got both right and "
-                  f"wrong answers (accuracy {acc:.1%}): there is nothing to learn from")
+    require(kept, f"none of {len(rows) // cfg.K} questions got both right and wrong answers "
+                  f"(accuracy {acc:.1%}): there is nothing to learn from")
     return kept, dict(
         drawn=drawn, kept=len(kept) // cfg.K, acc=acc, r_hat=np.mean([row.r_hat for row in kept]),
         kept_frac=np.mean([0 < row.r_hat < 1 for row in rows]), length=tokens / len(rows),
@@ -354,8 +357,7 @@ def update(model, optimizer, rows: list[Row], cfg: Config, vocab: int) -> dict[s
     sum over tokens / answer tokens of the minibatch, on all ranks. RunError if it is not finite."""
     began, log, norms = time.time(), [], []
     loss_fn, fixed, _ = ALGORITHMS[cfg.algo]
-    keywords = loss_fn.__kwdefaults__ or {}  # each from the flag of its name, if there is one
-    settings = {name: vars(cfg).get(name, keywords[name]) for name in keywords} | fixed
+    settings = {k: vars(cfg).get(k, v) for k, v in (loss_fn.__kwdefaults__ or {}).items()} | fixed
     logps_of = getattr(model, "token_logps", token_logps.__get__(model))  # load_model's, for FSDP
     def score(part):
         prompts, answers = [row.q.tokens for row in part], [row.a.tokens for row in part]
@@ -376,12 +378,11 @@ def update(model, optimizer, rows: list[Row], cfg: Config, vocab: int) -> dict[s
         optimizer.zero_grad()
         for part, weight, logp_old in batch:
             logp, mask = score(part)
-            mask = mask * weight
             r, r_hat = logp.new_tensor([(row.r, row.r_hat) for row in part]).split(1, dim=1)
-            loss_sum, stats = loss_fn(logp, logp_old, r, r_hat, mask, **settings)
+            loss_sum, stats = loss_fn(logp, logp_old, r, r_hat, mask * weight, **settings)
             (loss_sum * SHARES / n_tokens).backward()  # FSDP takes the mean over ranks
             gap = (logp - sampled(part)).abs().max() * (not norms)  # in the first step: on policy
-            R, floored = stats["R"] * mask, stats["floored"].sum()
+            R, floored = stats["R"] * mask * weight, stats["floored"].sum()
             log.append([x.item() for x in (loss_sum, R.sum(), floored, R.max(), gap)])
         parts = [p.grad.norm() for p in model.parameters()]  # with NFT_TP they lie on two meshes
         parts = [norm.full_tensor() if hasattr(norm, "full_tensor") else norm for norm in parts]
@@ -389,7 +390,7 @@ def update(model, optimizer, rows: list[Row], cfg: Config, vocab: int) -> dict[s
         asked = sorted({str(row.q.prompt)[-60:] for row in minibatch})
         require(norms[-1].isfinite(), f"step {len(norms)} of an update: the gradient's norm is "
                 f"{norms[-1]}, on {asked}; the last checkpoint is in {cfg.out}/checkpoint")
-        clip_grads_with_norm_(model.parameters(), cfg.grad_clip, norms[-1], foreach=False)
+        nn.utils.clip_grads_with_norm_(model.parameters(), cfg.grad_clip, norms[-1], foreach=False)
         optimizer.step()
         model.to(model.dtype)  # as in `gathered`
     model.activation_checkpointing_disable()
@@ -407,8 +408,8 @@ def append(out: Path, name: str, rows: list, **where) -> None:
         with (out / f"{name}.jsonl").open("a") as file:
             file.writelines(json.dumps(where | row, default=float) + "\n" for row in rows)
 def evaluate(model, tokenizer, sets: dict, cfg: Config, out: Path, iteration: int) -> None:
-    """Log and print avg@k, the mean verdict, with its 95% bootstrap interval over questions, and
-    pass@k, the share got right once; draw the curves. sets: name -> (questions, k)."""
+    """Log and print avg@k, the mean verdict (95% bootstrap interval over questions), and pass@k,
+    the share got right at least once; draw the curves. sets: name -> (questions, k)."""
     for name, (questions, k) in sets.items():
         rows = rollout(model, tokenizer, questions, range(len(questions)), k, cfg,
                        seed=2 * cfg.seed + 1,  # never the numbers that training draws with

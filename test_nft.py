@@ -7,6 +7,7 @@ for sums of two digits and has tokens such as \\boxed{3} to answer with: a run t
 import collections
 import dataclasses
 import errno
+import gc
 import importlib
 import itertools
 import json
@@ -19,6 +20,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
@@ -33,13 +35,17 @@ import torch
 import torch.distributed.checkpoint as dcp
 from hypothesis import given, settings, strategies as st
 from torch.nn.utils import parameters_to_vector
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import (AutoConfig, AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM,
                           LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config,
                           Qwen2ForCausalLM, Qwen2Tokenizer)
+from transformers.cache_utils import StaticLayer
 
 import nft
 import verify
 
+aten = torch.ops.aten
 torch.set_num_threads(1)
 settings.register_profile("nft", deadline=None, derandomize=True)
 settings.load_profile("nft")
@@ -360,6 +366,90 @@ def test_dropping_finished_rows_changes_nothing():
     cut = [nft.Answer(a.tokens[:n], a.logps[:n], n <= 12) for a, n in zip(endless, ends)]
     assert same_answers(nft.sample(model, PROMPTS, 6, 12, **HOW), cut)
 
+@pytest.mark.parametrize("block", [1, 3, 100])
+def test_answers_are_the_same_whatever_is_done_between_two_looks_for_ended_ones(block, monkeypatch):
+    for max_new in (1, 2, 12):
+        expected = nft.sample(tiny_model(), PROMPTS, 6, max_new, **HOW)
+        with monkeypatch.context() as patch:
+            patch.setattr(nft, "BLOCK", block)
+            assert same_answers(expected, nft.sample(tiny_model(), PROMPTS, 6, max_new, **HOW))
+
+class Recording(TorchDispatchMode):
+    """What a CUDA graph does, on a CPU: the operations of a step, done anew on the same tensors."""
+    def __init__(self):
+        super().__init__()
+        self.operations = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        assert operation not in (aten._local_scalar_dense.default, aten.nonzero.default), (
+            f"{operation} waits for the GPU: it cannot be recorded")
+        result = operation(*args, **kwargs or {})
+        self.operations.append((operation, args, kwargs or {}, result))
+        return result
+
+    def replay(self):
+        for operation, args, kwargs, result in self.operations:
+            again = operation(*args, **kwargs)
+            for old, new in zip(tree_leaves(result), tree_leaves(again)):
+                if isinstance(new, torch.Tensor) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+class Counting(StaticLayer):
+    """A cache that is no graph's: where it writes is a number of Python's."""
+    at = 0
+
+    def update(self, key, value, *_, **__):
+        if not self.is_initialized:
+            self.lazy_initialization(key, value)
+        end = self.at + key.shape[2]
+        self.keys[:, :, self.at:end], self.values[:, :, self.at:end] = key, value
+        self.cumulative_length.add_(key.shape[2])
+        self.at = end
+        return self.keys, self.values
+
+def test_keys_and_values_are_freed_as_soon_as_the_answers_are_there(monkeypatch):
+    """A cycle would keep gigabytes, on a GPU, until Python looks for cycles."""
+    made = []
+    class Cache(nft.transformers.Cache):
+        def __init__(self, **how):
+            super().__init__(**how)
+            made.append(weakref.ref(self))
+    monkeypatch.setattr(nft.transformers, "Cache", Cache)
+    model = tiny_model()
+    gc.collect()
+    gc.disable()
+    try:
+        nft.sample(model, PROMPTS, 6, 12, **HOW)
+        assert len(made) == 1 and made[0]() is None
+    finally:
+        gc.enable()
+
+def test_a_recorded_step_replayed_gives_the_answers_of_steps_taken_one_by_one(monkeypatch):
+    """As CUDA does, but that recording also runs: the first replay is what has then been done."""
+    done = []
+    class Graph(Recording):
+        def replay(self):
+            super().replay() if done[-1] else done.append("recorded")
+    def graph(recording, **how):
+        done.append("")
+        return recording
+    repeat = nft.repeat
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    for top_p in (1.0, 0.8):
+        how = HOW | {"top_p": top_p}
+        expected = nft.sample(tiny_model(), PROMPTS, 6, 12, **how)
+        with monkeypatch.context() as patch:
+            patch.setattr(nft, "BLOCK", 5)
+            patch.setattr(nft, "repeat", lambda step, times, record: repeat(step, times, True))
+            assert same_answers(expected, nft.sample(tiny_model(), PROMPTS, 6, 12, **how))
+            assert done == ["", "recorded"] * (len(done) // 2) and len(done) > 2
+            patch.setattr(nft, "StaticLayer", Counting)
+            assert not same_answers(expected, nft.sample(tiny_model(), PROMPTS, 6, 12, **how))
+        monkeypatch.setattr(nft, "StaticLayer", Counting)  # right where nothing is recorded
+        assert same_answers(expected, nft.sample(tiny_model(), PROMPTS, 6, 12, **how))
+        monkeypatch.setattr(nft, "StaticLayer", StaticLayer)
+
 def test_each_of_several_eos_ids_ends_an_answer_and_one_cut_at_max_new_is_not_finished():
     several = {EOS, 5, 12}
     for eos in (several, {EOS}):
@@ -610,17 +700,19 @@ def test_an_update_in_bfloat16_starts_on_policy_where_the_samplers_log_probs_wou
 def test_in_bfloat16_keys_and_values_take_two_bytes_and_answers_stay(world, monkeypatch):
     """A model of fp32 weights under autocast makes keys in fp32, by way of RoPE."""
     cfg, model, tokenizer, data = ready(world, dtype="bfloat16")
-    made, real = [], nft.transformers.DynamicCache
-    def keep():
-        made.append(real())
+    made, real = [], nft.transformers.Cache
+    def keep(**how):
+        made.append(real(**how))
         return made[-1]
-    monkeypatch.setattr(nft.transformers, "DynamicCache", keep)
+    monkeypatch.setattr(nft.transformers, "Cache", keep)
     rows = nft.rollout(model, tokenizer, data, range(9), 8, cfg)
     assert {x.dtype for layer in made[0].layers for x in (layer.keys, layer.values)} == {
         torch.bfloat16}
-    class Plain(real):
-        update = property(lambda self: super().update, lambda self, value: None)
-    monkeypatch.setattr(nft.transformers, "DynamicCache", Plain)
+    class Wide(real):
+        update = property(lambda self: self.add, lambda self, value: None, lambda self: None)
+        def add(self, key, value, *how):
+            return super().update(key.float(), value.float(), *how)
+    monkeypatch.setattr(nft.transformers, "Cache", Wide)
     assert same_answers([row.a for row in rows], [row.a for row in nft.rollout(
         model, tokenizer, data, range(9), 8, cfg)])
 
@@ -750,7 +842,7 @@ def half_removed(folder, *_):
 MOMENTS = {  # of a run of 4 iterations that saves after each
     "before the first checkpoint": lambda: at_call(1, nft, "update", kill),
     "while sampling": lambda: at_call(80, nft, "pick", kill),
-    "in the middle of an update": lambda: at_call(6, nft, "clip_grads_with_norm_", kill),
+    "in the middle of an update": lambda: at_call(6, nft.nn.utils, "clip_grads_with_norm_", kill),
     "half a row of a log": lambda: at_call(13, nft, "append", half_a_row),
     "while a checkpoint is written": lambda: at_call(3, dcp.FileSystemWriter, "finish", kill),
     "before it is renamed": lambda: at_call(4, Path, "rename", kill),

@@ -8,7 +8,6 @@ one of the other's. `grade` alone rounds, to a decimal gold of 3 digits or more:
 import functools, json, random, re, sys
 from unicodedata import normalize
 import mpmath
-
 MAX_CHARS, MAX_TOKENS, LIMIT, TINY = 1000, 250, 2.0 ** 525, 1e-150  # beyond these: text only
 MP = mpmath.mp.clone()  # threads share it: nothing here changes its precision
 MP.dps = 200

@@ -8,8 +8,6 @@ range. One thread on a CPU. A peer that is not installed is skipped with a line;
 sampler  nft.sample against Hugging Face's generate, tokens a second: toy/base, and a "mid" model of
          random weights (hidden 512, 8 layers, V 32k). live: answers end by EOS (mid: each token is
          one with chance 1/30); full: all answers run to max_new
-cache    nft.sample, whose keys and values are copied to grow at each token, as transformers do it,
-         against the same with a buffer that has room for 256 tokens more
 train    a whole step (sample, grade, loss, AdamW) against TRL's GRPOTrainer: the same model,
          questions, K, max_new, verifier; learning rate 0, so that lengths stay. And nft.update
          (loss, AdamW) against one batch padded to its longest row, with mask and all logits
@@ -24,6 +22,7 @@ gpu      with --device cuda: shapes of Qwen2.5, random weights. Decoding against
          the peak of bf16 (the ratio is the MFU), at 8 flops a weight and token: 2 to score with
          pi_old, 6 to train; recomputed activations are not counted as work. The phases of an
          iteration on 256 answers. --tiny tries the same code on a CPU
+batch    the same decoding, of weights in bf16, by transformers' continuous batching, generate_batch
 """
 import argparse
 import json
@@ -47,7 +46,6 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 from torch.nn.utils.rnn import pad_sequence  # noqa: E402
-from transformers.cache_utils import DynamicLayer  # noqa: E402
 from transformers.modeling_layers import GradientCheckpointingLayer  # noqa: E402
 
 TOY = Path(__file__).resolve().parent
@@ -166,6 +164,14 @@ def generate(model, prompts: list[list[int]], K: int, max_new: int, eos: list[in
 def sample(model, prompts: list[list[int]], K: int, max_new: int, eos: list[int]) -> int:
     return sum(len(a.tokens) for a in nft.sample(model, prompts, K, max_new, eos_ids=eos))
 
+def one_by_one(*how) -> int:
+    """sample without CUDA graphs, and with room for one token more at a time, as on a CPU."""
+    block, nft.BLOCK = nft.BLOCK, 1
+    try:
+        return sample(*how)
+    finally:
+        nft.BLOCK = block
+
 def bench_sampler(args):
     _, base, _, questions = toy()
     models = {"toy": (base, base.generation_config.eos_token_id), "mid": (mid(), range(1067))}
@@ -178,42 +184,6 @@ def bench_sampler(args):
                     runs = {"nft.py": partial(sample, *how), "generate": partial(generate, *how)}
                     if re.search(args.match, case):
                         yield from compare("sampler", case, in_turn(runs, args.pairs), "tokens/s")
-
-class Buffer(DynamicLayer):
-    """A layer's keys and values (rows, heads, tokens, size) at the front of buffers with room."""
-
-    def update(self, key, value, *_, **__):
-        n, end = self.get_seq_length(), self.get_seq_length() + key.shape[2]
-        if not n or len(key) != len(self.rooms[0]) or end > self.rooms[0].shape[2]:
-            self.rooms = [x.new_empty(*x.shape[:2], end + 256, x.shape[3], dtype=value.dtype)
-                          for x in (key, value)]
-            if n:
-                self.rooms[0][:, :, :n], self.rooms[1][:, :, :n] = self.keys, self.values
-        self.rooms[0][:, :, n:end], self.rooms[1][:, :, n:end] = key, value
-        self.keys, self.values = (room[:, :, :end] for room in self.rooms)
-        self.is_initialized = True
-        return self.keys, self.values
-
-def sample_in_buffers(*how) -> int:
-    usual = nft.transformers.DynamicCache
-    nft.transformers.DynamicCache = partial(transformers.Cache, layer_class_to_replicate=Buffer)
-    try:
-        return sample(*how)
-    finally:
-        nft.transformers.DynamicCache = usual
-
-def bench_cache(args):
-    _, base, _, questions = toy()
-    prompts = [q.tokens for q in questions]
-    small = qwen(vocab_size=2000, hidden_size=128, num_hidden_layers=3)
-    cases = {"toy, 256 rows, max_new 64, live":
-             (base, prompts, 8, 64, base.generation_config.eos_token_id),
-             "toy, 256 rows, max_new 192, full": (base, prompts, 8, 192, NEVER)}
-    cases |= {f"hidden 128, 3 layers, 32 rows, max_new {n}, full":
-              (small, [list(range(16))] * 4, 8, n, NEVER) for n in (256, 1024)}
-    for case, how in cases.items():
-        runs = {"nft.py": partial(sample, *how), "buffers": partial(sample_in_buffers, *how)}
-        yield from compare("cache", case, in_turn(runs, args.pairs), "tokens/s")
 
 # ---------------------------------------------------------------- training
 def trl_steps(max_new: int, pairs: int) -> dict[str, list[float]]:
@@ -449,7 +419,8 @@ def bench_gpu(args):
         model = qwen(args.device, **SHAPES[name])
         decoding, training = bounds(model, rows, 64 + max_new / 2, tokens, args.device)
         how = model, [list(range(64))] * (rows // 8), 8, max_new, NEVER
-        runs = {"nft.py": partial(sample, *how), "generate": partial(generate, *how)}
+        runs = {"nft.py": partial(sample, *how), "generate": partial(generate, *how),
+                "kernels launched one by one": partial(one_by_one, *how)}
         with torch.autocast(args.device, torch.bfloat16):
             costs = in_turn(runs, args.pairs, args.device) | {"bound": [decoding] * args.pairs}
         yield from compare("gpu", f"decode, {name}, {rows} rows", costs, "tokens/s")
@@ -466,21 +437,40 @@ def bench_gpu(args):
         costs |= {"peak flops": [training] * args.pairs}
         yield from compare("gpu", f"train, {name}, {tokens} tokens", costs, "tokens/s")
         yield entry("gpu", f"train, {name}: peak memory", memory(True, args.device), unit="MiB")
-        if name != "7B":  # an iteration: 256 answers of one length, as many tokens a micro-batch
-            long, cfg = 2 * max_new, replace(cfg, micro_tokens=4 * tokens)
-            answers = random_answers([long] * 2 * rows, model.config.vocab_size, 16)
-            asked = [list(range(64))] * (rows // 8)
-            with torch.autocast(args.device, torch.bfloat16):
-                cost = seconds(lambda: sample(model, asked, 16, long, NEVER) * 1.0, args.device)
-            case = f"iteration, {name}, {len(answers)} answers of {long} tokens"
-            yield entry("gpu", f"{case}: sampling", cost, unit="s")
-            cost = seconds(lambda: update(model, answers, cfg, optimizer) * 1.0, args.device)
-            yield entry("gpu", f"{case}: old log-probs, training", cost, unit="s")
+        # an iteration: 256 answers of one length, as many tokens a micro-batch
+        long, cfg = 2 * max_new, replace(cfg, micro_tokens=4 * tokens)
+        answers = random_answers([long] * 2 * rows, model.config.vocab_size, 16)
+        asked = [list(range(64))] * (rows // 8)
+        with torch.autocast(args.device, torch.bfloat16):
+            cost = seconds(lambda: sample(model, asked, 16, long, NEVER) * 1.0, args.device)
+        case = f"iteration, {name}, {len(answers)} answers of {long} tokens"
+        yield entry("gpu", f"{case}: sampling", cost, unit="s")
+        cost = seconds(lambda: update(model, answers, cfg, optimizer) * 1.0, args.device)
+        yield entry("gpu", f"{case}: old log-probs, training", cost, unit="s")
+        yield entry("gpu", f"{case}: peak memory", memory(True, args.device), unit="MiB")
         del model, optimizer, run, runs, how  # make room for the next
 
+def generate_batch(model, prompts: list[list[int]], K: int, max_new: int) -> int:
+    """Continuous batching, as nft.sample is called with no EOS -> answer tokens."""
+    settings = transformers.GenerationConfig(
+        max_new_tokens=max_new, do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
+        eos_token_id=-1, pad_token_id=0)
+    answers = model.generate_batch([p for p in prompts for _ in range(K)], settings,
+                                   persistent_manager=True)
+    return sum(len(answer.generated_tokens) for answer in answers.values())
+
+def bench_batch(args):
+    rows, max_new = (16, 8) if args.tiny else (128, 256)
+    for name in ["tiny"] if args.tiny else ["1.5B"]:
+        model, asked = qwen(args.device, **SHAPES[name]).bfloat16(), [list(range(64))] * (rows // 8)
+        runs = {"nft.py": partial(sample, model, asked, 8, max_new, NEVER),
+                "generate_batch": partial(generate_batch, model, asked, 8, max_new)}
+        yield from compare("gpu", f"decode, {name} in bf16, {rows} rows",
+                           in_turn(runs, args.pairs, args.device), "tokens/s")
+
 # ---------------------------------------------------------------- table
-PARTS = {"sampler": bench_sampler, "cache": bench_cache, "train": bench_train, "logps": bench_logps,
-         "grade": bench_grade, "sizes": bench_sizes, "gpu": bench_gpu}
+PARTS = {"sampler": bench_sampler, "train": bench_train, "logps": bench_logps, "grade": bench_grade,
+         "sizes": bench_sizes, "gpu": bench_gpu, "batch": bench_batch}
 PROBES = {"logps": probe_logps, "grade": probe_grade, "sizes": probe_sizes}
 
 def about(args) -> dict:
@@ -521,7 +511,7 @@ def main() -> None:
     report = json.loads(args.out.read_text()) if args.out.exists() else {}
     if args.markdown:
         return show(report)
-    usual = "gpu,logps" if args.device == "cuda" else "sampler,cache,train,logps,grade,sizes"
+    usual = "gpu,logps,batch" if args.device == "cuda" else "sampler,train,logps,grade,sizes"
     for name in (args.only or usual).split(","):
         kept = report[name]["rows"] if name in report and args.match else []
         report[name] = about(args) | {"rows": kept}
