@@ -1143,8 +1143,7 @@ def test_a_plan_says_what_two_real_ranks_hold(plan):
     layouts, base = [(1, 2), (2, 1)], str(TOY / "base")
     out = torchrun(2, HOLDING, base, json.dumps(layouts))
     assert out.returncode == 0, out.stderr
-    rows = [json.loads(line.split("HELD")[1]) for line in out.stdout.splitlines()
-            if "HELD" in line]
+    rows = [json.loads(row) for row in re.findall(r"HELD (\[[^]]*\])", out.stdout)]
     assert len(rows) == 2 * len(layouts)
     for tp, fsdp, held in rows:
         s = plan.shapes(AutoConfig.from_pretrained(base), tp, fsdp)

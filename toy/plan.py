@@ -15,7 +15,7 @@ Bytes a rank holds: these always, and one of the three below them,
 sampling
   bf16 weights gathered over FSDP, not over TP: 2 N / tp
   keys and values 4 L k / tp a token, at worst sample_rows answers of max_prompt + max_new tokens,
-  and one layer's again, as `cat` copies; logits 28 V a row: bf16, and what top_p takes in fp32
+  and one layer's again, while copied to grow; logits 28 V a row: bf16, and fp32 for top_p
 training, on a micro-batch of T = max(micro_tokens, max_prompt + max_new) tokens
   inputs of all layers 2 h L T; (10 h + (4 a + 4 k + 14 f) / tp) T in the layer that is recomputed
   and in backward; logits 18 V a token of a chunk
@@ -31,9 +31,10 @@ about mean_new and cut at max_new; questions * K answers are trained on.
   tokens / T micro-batches, and ranks for which the last round of these has none left wait.
   Decoding: a rank takes its share in batches of sample_rows and a small one for the questions that
   are then missing. A batch lasts max_new steps, as its longest answer nearly does. A step moves
-  2 N / tp bytes of weights and thrice the keys and values of answers not yet ended (`cat` reads and
-  writes, attention reads) at sample_util of the bandwidth, and takes layer_us a layer at least: the
-  Python that launches it (toy/bench.py on an H200, 128 rows: 764 us for 1.5B, 1040 us for 7B).
+  2 N / tp bytes of weights and the keys and values of answers not yet ended at sample_util of the
+  bandwidth, and takes layer_us a layer at least: its many small kernels, replayed as a CUDA graph
+  (toy/bench.py on an H200, 128 rows: 245 us for 1.5B), or with --tp, where nothing is recorded,
+  the Python that launches them one by one (1026 us for 7B).
 Not counted: grading, evaluations, checkpoints, gathering, padding, unequal lengths over ranks.
 """
 import argparse
@@ -139,7 +140,7 @@ def work(cfg: nft.Config, args: argparse.Namespace, s: SimpleNamespace, ranks: i
             (answers / cfg.K * forward(prompt, within), answers * forward(new, after),
              5 * trained * forward(prompt + new, within + after)),
             micro / ranks / math.ceil(micro / ranks), steps,
-            steps * 2 * s.gathered + 3 * answers / ranks * after * 4 * s.L * s.k / s.tp)
+            steps * 2 * s.gathered + answers / ranks * after * 4 * s.L * s.k / s.tp)
 
 def plan(cfg: nft.Config, args: argparse.Namespace, gpus: int, tp: int) -> dict[str, str]:
     """Label -> figure: a column of the table. Raises RunError if the layout is impossible."""
@@ -173,7 +174,8 @@ def plan(cfg: nft.Config, args: argparse.Namespace, gpus: int, tp: int) -> dict[
         "FLOPs of sampling, training": f"{reading + decoding:.1e}, {training:.1e}"}
     for gpu, (size, flops, bandwidth) in GPUS.items():
         flops *= gpus * args.mfu
-        decode = max(moved / bandwidth / args.sample_util, steps * s.L * args.layer_us / 1e6)
+        layer_us = args.layer_us or (250 if tp == 1 else 1000)
+        decode = max(moved / bandwidth / args.sample_util, steps * s.L * layer_us / 1e6)
         sample, train = decode + reading / flops, training / flops / busy
         hours = f"{ITERATIONS * (sample + train) / 3600:.0f} ({sample:.0f} + {train:.0f})"
         lines[f"hours on {gpu} (s sampling + training)"] = hours if fits[size] else "-"
@@ -191,7 +193,8 @@ def main(argv: list[str] | None = None) -> None:
     add("--kept_frac", type=float, default=0.5, help="share of drawn questions that are mixed")
     add("--mfu", type=float, default=0.35, help="share of peak FLOPs in training")
     add("--sample_util", type=float, default=0.3, help="share of peak bandwidth in decoding")
-    add("--layer_us", type=float, default=1000, help="least microseconds of a layer in decoding")
+    add("--layer_us", type=float,
+        help="least microseconds of a layer in decoding; default 250, with --tp 1000")
     add("--reserve", type=float, default=5, help="GB for CUDA, NCCL and fragments")
     add("--table", action="store_true", help="the README's table: 7b and 32b on many GPUs")
     args, flags = parser.parse_known_args(argv)
@@ -204,7 +207,7 @@ def main(argv: list[str] | None = None) -> None:
     names = [f"{preset or cfg.model}, {gpus} GPUs" for cfg, (preset, gpus, _) in zip(cfgs, runs)]
     print("Computed, not measured: GB (1e9 bytes) a rank; tokens, FLOPs and seconds an iteration;\n"
           f"hours for {ITERATIONS} of them; training: {args.mfu:.0%} of the GPUs' FLOPs,\n"
-          f"decode: {args.sample_util:.0%} of their bandwidth or {args.layer_us:g} us/layer.\n")
+          f"decode: {args.sample_util:.0%} of their bandwidth, --layer_us a layer at least.\n")
     rows = [["", *names], ["---"] * (len(runs) + 1)]
     rows += [[label, *(column[label] for column in columns)] for label in columns[0]]
     for label, *figures in rows:
