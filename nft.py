@@ -148,17 +148,17 @@ def gather(share: list) -> list:
     return sum(lists[::TP], [])
 @contextlib.contextmanager
 def gathered(model, cfg: Config):
-    """To sample in: whole weights on each rank, so that no forward pass waits for another rank."""
+    """To sample in: whole weights and none of FSDP's hooks, so that no rank waits for another."""
     model.to(model.dtype)  # FSDP sets up its shards anew: a tied one would miss the last step
     units = [module for module in model.modules() if isinstance(module, fsdp.FSDPModule)]
     for unit in units:
-        unit.set_reshard_after_forward(False, recurse=False)
         unit.unshard()
+        unit._compiled_call_impl = unit.forward  # past the hooks, which no CUDA graph could hold
     with torch.autocast(model.device.type, torch.bfloat16, cfg.dtype == "bfloat16"):
         yield
     for unit in units:
+        unit._compiled_call_impl = None
         unit.reshard()
-        unit.set_reshard_after_forward(isinstance(unit, GradientCheckpointingLayer), recurse=False)
 def load_model(cfg: Config):
     """Model, with all its EOS ids, and tokenizer; or RunError. NFT_FSDP: 0 a copy a rank, 1 shards
     over all ranks, n over n and copies over the rest. A rank reads its part of the weights only."""
@@ -243,7 +243,7 @@ def token_logps(model, prompts: list[list[int]], answers: list[list[int]], *,
     return pad(logp), pad([torch.ones_like(row) for row in logp])
 def pick(logits: Tensor, u: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
     """Draw by inverse CDF from softmax(logits / temperature), 0 is greedy, or its nucleus top_p:
-    logits (B, V), u (B,) uniform in [0, 1) -> tokens, log-probs as drawn (B,); RunError on NaN."""
+    logits (B, V), u (B,) uniform in [0, 1) -> tokens, log-probs as drawn (B,), or NaN."""
     logp = log_softmax(logits, max(temperature, 1e-6))
     if top_p < 1:
         logp = transformers.TopPLogitsWarper(top_p)(None, logp).log_softmax(-1)
@@ -274,15 +274,15 @@ def sample(model, prompts: list[list[int]], K: int, max_new: int, *, eos_ids, te
         logits = logits[:, -1, :vocab].repeat_interleave(len(live) // len(logits), 0)  # t = 0: K
         tokens[live, t], logps[live, t] = pick(logits, u[live, t], temperature, top_p)
         return tokens[live, t][:, None]
-    ids, position = step(), position[:, -1:]
-    keep = torch.arange(len(prompts), device=u.device).repeat_interleave(K)  # rows of the cache
-    for n in map(len, torch.arange(1, max_new).split(BLOCK)):
+    ids, position, keep = step(), position[:, -1:], live // K  # keep: rows of the cache that go on
+    record = u.is_cuda and TP == 1 and "grouped_mm" not in str(model.get_experts_implementation())
+    for n in map(len, torch.arange(1, max_new).split(BLOCK if model._can_compile_fullgraph else 1)):
         mask, position = nn.functional.pad(mask[keep], (0, n), value=1), position[keep]
         for layer in cache.layers:  # room for n tokens
             layer.keys = nn.functional.pad(layer.keys[keep], (0, 0, 0, n))
             layer.values = nn.functional.pad(layer.values[keep], (0, 0, 0, n))
             layer.max_cache_len += n
-        repeat(lambda: ids.copy_(step()), n, u.is_cuda and TP == 1 and model._can_compile_fullgraph)
+        repeat(lambda: ids.copy_(step()), n, record)
         keep = ~torch.isin(tokens[live], eos).any(1)
         live, ids = live[keep], ids[keep]
         if len(live) == 0:
@@ -305,10 +305,10 @@ Row = namedtuple("Row", "q a text r r_hat")  # Question, Answer, its text; a que
 def rollout(model, tokenizer, questions: list[Question], keys, K: int, cfg: Config, **how):
     """K rows a question, sampled and graded in shares; how: `sample`'s seed, temperature, top_p."""
     first, last = len(questions) * SHARE // SHARES, len(questions) * (SHARE + 1) // SHARES
-    rows, step, end = [], max(1, cfg.sample_rows // K), max(last, first + 1)
-    with gathered(model, cfg):  # all ranks sample, lest FSDP's record of passes should differ
-        for at in range(first, end, step):
-            part = slice(at, min(at + step, end))
+    rows, step = [], max(1, cfg.sample_rows // K)
+    with gathered(model, cfg):
+        for at in range(first, last, step):
+            part = slice(at, min(at + step, last))
             answers = sample(model, [q.tokens for q in questions[part]], K, cfg.max_new,
                              eos_ids=model.generation_config.eos_token_id, vocab=len(tokenizer),
                              keys=keys[part], **how)
@@ -317,7 +317,7 @@ def rollout(model, tokenizer, questions: list[Question], keys, K: int, cfg: Conf
             r = [float(a.finished and grade(t, q.answer)) for q, a, t in zip(asked, answers, texts)]
             r_hat = np.reshape(r, (-1, K)).mean(1).repeat(K)
             rows += map(Row, asked, answers, texts, r, r_hat)
-    return gather(rows[:K * (last - first)])
+    return gather(rows)
 def collect(model, tokenizer, data: list[Question], cfg: Config, drawn: int, rounds: int = 10):
     """Algorithm 1, lines 5-9: ask until cfg.questions are mixed -> rows to train on, metrics.
     drawn: questions drawn before, from an endless stream of shuffled passes over `data`."""

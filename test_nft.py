@@ -38,8 +38,8 @@ from torch.nn.utils import parameters_to_vector
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import (AutoConfig, AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM,
-                          LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config,
-                          Qwen2ForCausalLM, Qwen2Tokenizer)
+                          GPTNeoConfig, GPTNeoForCausalLM, LlamaConfig, LlamaForCausalLM,
+                          PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer)
 from transformers.cache_utils import StaticLayer
 
 import nft
@@ -345,6 +345,14 @@ def test_a_token_without_probability_is_never_drawn():
     token, logp = nft.pick(logits, torch.tensor([0.0, 0.5, 1 - 2**-24]), 1.0, 1.0)
     assert token.tolist() == [1, 3, 3] and logp.tolist() == pytest.approx([math.log(0.5)] * 3)
 
+@pytest.mark.parametrize("top_p", [1.0, 0.8])
+def test_log_probs_are_of_the_distribution_that_is_drawn_from(top_p):
+    logits = torch.tensor([[3.0, 2.0, 1.0, -1.0]], dtype=torch.float64).repeat(64, 1)
+    token, logp = nft.pick(logits, torch.linspace(0, 0.999, 64), 1.0, top_p)
+    drawn = dict(zip(token.tolist(), logp.tolist()))
+    assert len(drawn) == (4 if top_p == 1 else 2)
+    assert sum(map(math.exp, drawn.values())) == pytest.approx(1, abs=1e-9)
+
 def test_an_answer_depends_on_seed_key_and_k_alone_not_on_the_batch_or_its_order():
     model, keys = tiny_model(), [7, 3, 11]
     answers = nft.sample(model, PROMPTS, 6, 12, **HOW, keys=keys)
@@ -406,6 +414,37 @@ class Counting(StaticLayer):
         self.cumulative_length.add_(key.shape[2])
         self.at = end
         return self.keys, self.values
+
+def test_ended_answers_leave_the_batch_and_sampling_ends_with_the_last(monkeypatch):
+    rows, pick = [], nft.pick
+    def counted(logits, *how):
+        rows.append(len(logits))
+        return pick(logits, *how)
+    monkeypatch.setattr(nft, "pick", counted)
+    nft.sample(tiny_model(), PROMPTS, 6, 40, **HOW)
+    assert rows[:9] == [18] * 9 and 0 < rows[9] < 18
+    rows.clear()
+    nft.sample(tiny_model(), PROMPTS, 6, 40, **HOW | {"eos_ids": range(VOCAB)})
+    assert len(rows) == 1 + nft.BLOCK
+
+def test_a_model_that_cannot_do_with_room_for_keys_gets_none():
+    """GPT-Neo takes its local window from the number of keys it is given."""
+    torch.manual_seed(0)
+    model = GPTNeoForCausalLM(GPTNeoConfig(
+        vocab_size=VOCAB, hidden_size=32, num_layers=2, attention_types=[[["global", "local"], 1]],
+        num_heads=2, window_size=4, initializer_range=0.5, bos_token_id=None, eos_token_id=EOS,
+        )).double().eval()
+    def gap():
+        answers = nft.sample(model, PROMPTS, 4, 20, **HOW | {"eos_ids": []})
+        logp, _ = nft.token_logps(model, [p for p in PROMPTS for _ in range(4)],
+                                  [a.tokens for a in answers], temperature=0.7)
+        return (logp - torch.tensor([a.logps for a in answers])).abs().max()
+    assert gap() < 1e-5
+    type(model)._can_compile_fullgraph = True
+    try:
+        assert gap() > 0.1
+    finally:
+        type(model)._can_compile_fullgraph = False
 
 def test_keys_and_values_are_freed_as_soon_as_the_answers_are_there(monkeypatch):
     """A cycle would keep gigabytes, on a GPU, until Python looks for cycles."""
@@ -1000,6 +1039,22 @@ LAYOUTS = {  # processes, how the model is spread over them
     "2 shards, untied": (2, {"NFT_FSDP": "1"}),
     "2 x 2, untied": (4, {"NFT_FSDP": "1", "NFT_TP": "2"}),
     "4 shards, untied, few questions": (4, {"NFT_FSDP": "1"})}
+HOOKS = """
+from torch.distributed.fsdp._fully_shard._fsdp_state import FSDPState
+calls, hook, sample = [], FSDPState._pre_forward, nft.sample
+def counted(self, *args):
+    calls.append(sampling)
+    return hook(self, *args)
+def sampled(*args, **how):
+    global sampling
+    sampling = True
+    answers = sample(*args, **how)
+    sampling = False
+    return answers
+sampling, FSDPState._pre_forward, nft.sample = False, counted, sampled
+import atexit
+atexit.register(lambda: print(f"HOOKS {calls.count(True)} of {len(calls)};"))
+"""
 TWICE = "nft.micro_batches = lambda *a, f=nft.micro_batches: [(part, 1.0) for part, _ in f(*a)]"
 
 def torchrun(processes, script, *args, timeout=300):
@@ -1046,6 +1101,14 @@ def spread(world, tmp_path_factory):
         done = train_in(processes, *runs)
         assert done.returncode == 0, done.stderr[-3000:]
     return folder
+
+def test_fsdp_has_no_part_in_sampling(world, tmp_path):
+    """Its hooks make streams wait for one another, and ranks: a CUDA graph can hold neither."""
+    how = dict(model=TOY / "base", out=tmp_path, iterations=1, max_new=8, algo="grpo")
+    done = train_in(2, ({"NFT_FSDP": "1"}, argv(world, **how), HOOKS))
+    assert done.returncode == 0, done.stderr[-3000:]
+    counts = re.findall(r"HOOKS (\d+) of (\d+);", done.stdout)
+    assert len(counts) == 2 and all(int(n) == 0 < int(all) for n, all in counts)
 
 def same_run(ours, theirs):
     """Are answers and evaluations equal, and the metrics but for times, up to rounding?"""
