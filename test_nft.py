@@ -1053,7 +1053,9 @@ def sampled(*args, **how):
     return answers
 sampling, FSDPState._pre_forward, nft.sample = False, counted, sampled
 import atexit
-atexit.register(lambda: print(f"HOOKS {calls.count(True)} of {len(calls)};"))
+from pathlib import Path
+file = Path(argv[argv.index("--out") + 1], f"hooks-{os.environ['RANK']}")
+atexit.register(lambda: file.write_text(f"{calls.count(True)} {len(calls)}"))
 """
 TWICE = "nft.micro_batches = lambda *a, f=nft.micro_batches: [(part, 1.0) for part, _ in f(*a)]"
 
@@ -1104,11 +1106,12 @@ def spread(world, tmp_path_factory):
 
 def test_fsdp_has_no_part_in_sampling(world, tmp_path):
     """Its hooks make streams wait for one another, and ranks: a CUDA graph can hold neither."""
-    how = dict(model=TOY / "base", out=tmp_path, iterations=1, max_new=8, algo="grpo")
+    how = dict(model=TOY / "base", iterations=1, max_new=8, algo="grpo", out=tmp_path)
     done = train_in(2, ({"NFT_FSDP": "1"}, argv(world, **how), HOOKS))
     assert done.returncode == 0, done.stderr[-3000:]
-    counts = re.findall(r"HOOKS (\d+) of (\d+);", done.stdout)
-    assert len(counts) == 2 and all(int(n) == 0 < int(all) for n, all in counts)
+    for rank in (0, 1):
+        sampling, calls = map(int, (tmp_path / f"hooks-{rank}").read_text().split())
+        assert sampling == 0 < calls
 
 def same_run(ours, theirs):
     """Are answers and evaluations equal, and the metrics but for times, up to rounding?"""
@@ -1168,7 +1171,8 @@ def test_a_rank_that_dies_ends_the_job(world, tmp_path):
 
 # ---------------------------------------------------------------- toy/plan.py
 HOLDING = """
-import json, sys, torch, transformers
+import json, os, sys, torch, transformers
+from pathlib import Path
 from torch.distributed.tensor import DTensor
 from transformers.distributed import DistributedConfig
 
@@ -1185,9 +1189,9 @@ for tp, fsdp in json.loads(sys.argv[2]):
     model(torch.arange(10)[None]).logits.float().square().mean().backward()
     optimizer.step()
     moments = [t for state in optimizer.state.values() for t in state.values() if t.ndim]
-    print("HELD", json.dumps([tp, fsdp, {
+    Path(sys.argv[3], f"{tp} {fsdp} {os.environ['RANK']}").write_text(json.dumps({
         "weights": local_bytes(weights), "gradients": local_bytes([p.grad for p in weights]),
-        "AdamW's moments": local_bytes(moments)}]), flush=True)
+        "AdamW's moments": local_bytes(moments)}))
 torch.distributed.destroy_process_group()
 """
 
@@ -1200,17 +1204,18 @@ def toy_module(name):
 def plan():
     return toy_module("plan")
 
-def test_a_plan_says_what_two_real_ranks_hold(plan):
+def test_a_plan_says_what_two_real_ranks_hold(plan, tmp_path):
     """Sharded by FSDP and by tensor parallelism, after a step: not a byte more or less, up to the
     padding of shards. The toy's 262 rows of embedding halve, so here there is none."""
     layouts, base = [(1, 2), (2, 1)], str(TOY / "base")
-    out = torchrun(2, HOLDING, base, json.dumps(layouts))
+    out = torchrun(2, HOLDING, base, json.dumps(layouts), str(tmp_path))
     assert out.returncode == 0, out.stderr
-    rows = [json.loads(row) for row in re.findall(r"HELD (\[[^]]*\])", out.stdout)]
-    assert len(rows) == 2 * len(layouts)
-    for tp, fsdp, held in rows:
+    files = sorted(tmp_path.iterdir())
+    assert len(files) == 2 * len(layouts)
+    for file in files:
+        tp, fsdp, _ = map(int, file.name.split())
         s = plan.shapes(AutoConfig.from_pretrained(base), tp, fsdp)
-        assert held == plan.state_bytes(s.local), (tp, fsdp)
+        assert json.loads(file.read_text()) == plan.state_bytes(s.local), (tp, fsdp)
 
 def test_uneven_shards_are_counted_with_their_padding(plan):
     """262 rows of embedding over 8 ranks are 33 rows on the first; all else divides."""
