@@ -26,7 +26,6 @@ from torch.distributed import checkpoint as dcp, fsdp
 from tqdm import tqdm
 from transformers.cache_utils import StaticLayer
 from transformers.distributed import DistributedConfig
-from transformers.modeling_layers import GradientCheckpointingLayer
 from verify import check_gold, extract_answer, grade
 # ---------------------------------------------------------------- the method: tensors to tensors
 def max_v(x: Tensor, eps: float) -> Tensor:
@@ -176,8 +175,8 @@ def load_model(cfg: Config):
     model.generation_config.eos_token_id = sorted(set(eos) - {None})
     require(model.generation_config.eos_token_id, f"--model {cfg.model}: it has no EOS id")
     require(tokenizer.chat_template, f"--model {cfg.model}: its tokenizer has no chat template")
-    for module in model.to("cuda" if torch.cuda.is_available() else "cpu").modules():
-        module.training = isinstance(module, GradientCheckpointingLayer)  # it asks; no dropout
+    for part in model.to("cuda" if torch.cuda.is_available() else "cpu").modules():  # no dropout
+        part.training = isinstance(part, transformers.modeling_layers.GradientCheckpointingLayer)
     model.token_logps = token_logps.__get__(model)
     fsdp.register_fsdp_forward_method(model, "token_logps")  # FSDP gathers weights for it
     with torch.no_grad(), gathered(model, cfg):
@@ -251,6 +250,9 @@ def pick(logits: Tensor, u: Tensor, temperature: float, top_p: float) -> tuple[T
     token = torch.searchsorted(cdf, cdf[:, -1:] * u[:, None], right=True).clamp(max=len(cdf.T) - 1)
     return token[:, 0], logp.gather(-1, token)[:, 0].double()
 Answer = namedtuple("Answer", "tokens logps finished")  # ids with EOS; log-probs; ended by EOS?
+class Layer(StaticLayer):  # of a cache: keys in the values' type, where RoPE makes them of fp32
+    def update(self, key, value, *_, **__):
+        return super().update(key.to(value.dtype), value)
 BLOCK = 128 if torch.cuda.is_available() else 8  # steps from one look for ended answers to the next
 @torch.no_grad()
 def sample(model, prompts: list[list[int]], K: int, max_new: int, *, eos_ids, temperature=1.0,
@@ -265,8 +267,7 @@ def sample(model, prompts: list[list[int]], K: int, max_new: int, *, eos_ids, te
     ids, t = [torch.tensor(p, device=u.device) for p in prompts], torch.full_like(live[:1], -1)
     mask = pad([torch.ones_like(p) for p in ids], "left")
     ids, position = pad(ids, "left"), (mask.cumsum(-1) - 1).clamp(min=0)
-    cache = transformers.Cache(layer_class_to_replicate=lambda n=ids.shape[1]: StaticLayer(n))
-    cache.update = lambda k, v, *i, add=cache.update: add(k.to(v.dtype), v, *i)  # not RoPE's fp32
+    cache = transformers.Cache(layer_class_to_replicate=lambda n=ids.shape[1]: Layer(n))
     def step() -> Tensor:  # -> token t of the live answers, those still in the batch
         t.add_(1)  # in place, as all that a CUDA graph changes
         logits = model(input_ids=ids, attention_mask=mask, position_ids=position + t,
@@ -287,7 +288,6 @@ def sample(model, prompts: list[list[int]], K: int, max_new: int, *, eos_ids, te
         live, ids = live[keep], ids[keep]
         if len(live) == 0:
             break
-    del cache.update  # with it the cache holds itself, and its memory until garbage is collected
     require(logps.isfinite().all(), "log-probs are not finite: the weights must be broken")
     length = (torch.isin(tokens, eos).cumsum(1) == 0).sum(1) + 1  # with EOS; max_new + 1 if cut
     return [Answer(row[:n], logp[:n], n <= max_new)

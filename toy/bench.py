@@ -165,7 +165,7 @@ def sample(model, prompts: list[list[int]], K: int, max_new: int, eos: list[int]
     return sum(len(a.tokens) for a in nft.sample(model, prompts, K, max_new, eos_ids=eos))
 
 def one_by_one(*how) -> int:
-    """sample without CUDA graphs, and with room for one token more at a time, as on a CPU."""
+    """sample without CUDA graphs, and with room for one token more at a time."""
     block, nft.BLOCK = nft.BLOCK, 1
     try:
         return sample(*how)
@@ -418,7 +418,8 @@ def bench_gpu(args):
     for name in ["tiny"] if args.tiny else ["1.5B", "7B"]:
         model = qwen(args.device, **SHAPES[name])
         decoding, training = bounds(model, rows, 64 + max_new / 2, tokens, args.device)
-        how = model, [list(range(64))] * (rows // 8), 8, max_new, NEVER
+        asked = [list(range(64))] * (rows // 8)
+        how = model, asked, 8, max_new, NEVER
         runs = {"nft.py": partial(sample, *how), "generate": partial(generate, *how),
                 "kernels launched one by one": partial(one_by_one, *how)}
         with torch.autocast(args.device, torch.bfloat16):
@@ -440,7 +441,6 @@ def bench_gpu(args):
         # an iteration: 256 answers of one length, as many tokens a micro-batch
         long, cfg = 2 * max_new, replace(cfg, micro_tokens=4 * tokens)
         answers = random_answers([long] * 2 * rows, model.config.vocab_size, 16)
-        asked = [list(range(64))] * (rows // 8)
         with torch.autocast(args.device, torch.bfloat16):
             cost = seconds(lambda: sample(model, asked, 16, long, NEVER) * 1.0, args.device)
         case = f"iteration, {name}, {len(answers)} answers of {long} tokens"
@@ -460,13 +460,12 @@ def generate_batch(model, prompts: list[list[int]], K: int, max_new: int) -> int
     return sum(len(answer.generated_tokens) for answer in answers.values())
 
 def bench_batch(args):
-    rows, max_new = (16, 8) if args.tiny else (128, 256)
-    for name in ["tiny"] if args.tiny else ["1.5B"]:
-        model, asked = qwen(args.device, **SHAPES[name]).bfloat16(), [list(range(64))] * (rows // 8)
-        runs = {"nft.py": partial(sample, model, asked, 8, max_new, NEVER),
-                "generate_batch": partial(generate_batch, model, asked, 8, max_new)}
-        yield from compare("gpu", f"decode, {name} in bf16, {rows} rows",
-                           in_turn(runs, args.pairs, args.device), "tokens/s")
+    name, rows, max_new = ("tiny", 16, 8) if args.tiny else ("1.5B", 128, 256)
+    model, asked = qwen(args.device, **SHAPES[name]).bfloat16(), [list(range(64))] * (rows // 8)
+    runs = {"nft.py": partial(sample, model, asked, 8, max_new, NEVER),
+            "generate_batch": partial(generate_batch, model, asked, 8, max_new)}
+    yield from compare("gpu", f"decode, {name} in bf16, {rows} rows",
+                       in_turn(runs, args.pairs, args.device), "tokens/s")
 
 # ---------------------------------------------------------------- table
 PARTS = {"sampler": bench_sampler, "train": bench_train, "logps": bench_logps, "grade": bench_grade,

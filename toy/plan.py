@@ -159,6 +159,7 @@ def plan(cfg: nft.Config, args: argparse.Namespace, gpus: int, tp: int) -> dict[
     none, one = (held + sum(phase_bytes(cfg, s, n)["sampling"].values()) for n in (0, cfg.K))
     fit = [max(0, int((size * 1e9 - none) / (one - none))) * cfg.K for size in SIZES]
     tokens, (reading, decoding, training), busy, steps, moved = work(cfg, args, s, ranks, rows)
+    launching = steps * s.L * (args.layer_us or (250 if tp == 1 else 1000)) / 1e6
 
     lines = {"TP x FSDP": f"{tp} x {fsdp}",
              "sample_rows, micro_tokens": f"{rows}, {cfg.micro_tokens}"}
@@ -174,8 +175,7 @@ def plan(cfg: nft.Config, args: argparse.Namespace, gpus: int, tp: int) -> dict[
         "FLOPs of sampling, training": f"{reading + decoding:.1e}, {training:.1e}"}
     for gpu, (size, flops, bandwidth) in GPUS.items():
         flops *= gpus * args.mfu
-        layer_us = args.layer_us or (250 if tp == 1 else 1000)
-        decode = max(moved / bandwidth / args.sample_util, steps * s.L * layer_us / 1e6)
+        decode = max(moved / bandwidth / args.sample_util, launching)
         sample, train = decode + reading / flops, training / flops / busy
         hours = f"{ITERATIONS * (sample + train) / 3600:.0f} ({sample:.0f} + {train:.0f})"
         lines[f"hours on {gpu} (s sampling + training)"] = hours if fits[size] else "-"

@@ -223,9 +223,9 @@ class Results:
     def values(self, key: str, measure: str, seeds=SEEDS) -> np.ndarray:
         return np.array([MEASURES[measure](row) for row in self.of(key, seeds)])
 
-    def gap(self, key: str, other: str, measure: str, seeds=SEEDS) -> tuple[float, float, float]:
+    def gap(self, key: str, other: str, measure: str) -> tuple[float, float, float]:
         """key - other, paired by seed."""
-        shared = [s for s in seeds if (key, s) in self.runs and (other, s) in self.runs]
+        shared = [s for s in SEEDS if (key, s) in self.runs and (other, s) in self.runs]
         return interval(self.values(key, measure, shared) - self.values(other, measure, shared))
 
     def swept(self, what: str) -> dict[str, str]:
