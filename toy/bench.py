@@ -22,7 +22,8 @@ gpu      with --device cuda: shapes of Qwen2.5, random weights. Decoding against
          the peak of bf16 (the ratio is the MFU), at 8 flops a weight and token: 2 to score with
          pi_old, 6 to train; recomputed activations are not counted as work. The phases of an
          iteration on 256 answers. --tiny tries the same code on a CPU
-batch    the same decoding, of weights in bf16, by transformers' continuous batching, generate_batch
+batch    nft.sample against transformers' continuous batching, generate_batch: the toy as in
+         `sampler`, or with --device cuda the shape of 1.5B as in `gpu`, its weights in bf16
 """
 import argparse
 import json
@@ -450,22 +451,28 @@ def bench_gpu(args):
         yield entry("gpu", f"{case}: peak memory", memory(True, args.device), unit="MiB")
         del model, optimizer, run, runs, how  # make room for the next
 
-def generate_batch(model, prompts: list[list[int]], K: int, max_new: int) -> int:
-    """Continuous batching, as nft.sample is called with no EOS -> answer tokens."""
+def generate_batch(model, prompts: list[list[int]], K: int, max_new: int, eos: list[int]) -> int:
+    """Continuous batching, as nft.sample is called -> answer tokens, EOS included."""
     settings = transformers.GenerationConfig(
         max_new_tokens=max_new, do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
-        eos_token_id=-1, pad_token_id=0)
+        eos_token_id=eos, pad_token_id=0)
     answers = model.generate_batch([p for p in prompts for _ in range(K)], settings,
                                    persistent_manager=True)
     return sum(len(answer.generated_tokens) for answer in answers.values())
 
 def bench_batch(args):
-    name, rows, max_new = ("tiny", 16, 8) if args.tiny else ("1.5B", 128, 256)
-    model, asked = qwen(args.device, **SHAPES[name]).bfloat16(), [list(range(64))] * (rows // 8)
-    runs = {"nft.py": partial(sample, model, asked, 8, max_new, NEVER),
-            "generate_batch": partial(generate_batch, model, asked, 8, max_new)}
-    yield from compare("gpu", f"decode, {name} in bf16, {rows} rows",
-                       in_turn(runs, args.pairs, args.device), "tokens/s")
+    if args.device == "cpu" and not args.tiny:
+        _, model, _, questions = toy()
+        eos, asked = list(model.generation_config.eos_token_id), [q.tokens for q in questions]
+        cases = {f"toy, 256 rows, max_new {n}, live": (model, asked, 8, n, eos) for n in (48, 192)}
+    else:
+        name, rows, max_new = ("tiny", 16, 8) if args.tiny else ("1.5B", 128, 256)
+        model = qwen(args.device, **SHAPES[name]).bfloat16()
+        asked = [list(range(64))] * (rows // 8)
+        cases = {f"decode, {name} in bf16, {rows} rows": (model, asked, 8, max_new, NEVER)}
+    for case, how in cases.items():
+        runs = {"nft.py": partial(sample, *how), "generate_batch": partial(generate_batch, *how)}
+        yield from compare("batch", case, in_turn(runs, args.pairs, args.device), "tokens/s")
 
 # ---------------------------------------------------------------- table
 PARTS = {"sampler": bench_sampler, "train": bench_train, "logps": bench_logps, "grade": bench_grade,
@@ -510,7 +517,7 @@ def main() -> None:
     report = json.loads(args.out.read_text()) if args.out.exists() else {}
     if args.markdown:
         return show(report)
-    usual = "gpu,logps,batch" if args.device == "cuda" else "sampler,train,logps,grade,sizes"
+    usual = "gpu,logps,batch" if args.device == "cuda" else "sampler,batch,train,logps,grade,sizes"
     for name in (args.only or usual).split(","):
         kept = report[name]["rows"] if name in report and args.match else []
         report[name] = about(args) | {"rows": kept}
