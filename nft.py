@@ -17,14 +17,11 @@ import contextlib, json, math, os, re, resource, shutil, signal, subprocess, sys
 from collections import namedtuple
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-import datasets
-import numpy as np, pandas as pd
-import torch
-import transformers
+import datasets, matplotlib.figure, numpy as np, pandas as pd, safetensors, torch, transformers
 from torch import Tensor, distributed as dist, nn
 from torch.distributed import checkpoint as dcp, fsdp
 from tqdm import tqdm
-from transformers.cache_utils import StaticLayer
+from transformers import cache_utils, modeling_layers
 from transformers.distributed import DistributedConfig
 from verify import check_gold, extract_answer, grade
 # ---------------------------------------------------------------- the method: tensors to tensors
@@ -111,8 +108,8 @@ class Config:
     seed: int = flag(0, "of all randomness")
     def __post_init__(self):
         self.omega = self.omega or ("one" if self.algo == "rft" else "dr_grpo")
-        run = f"runs/{self.preset}-{self.algo}-{self.seed}" + "-eval" * self.eval_only
-        self.out = self.out or run
+        run = f"runs/{self.preset}-{self.algo}-{self.seed}"
+        self.out = self.out or run + "-eval" * self.eval_only
         low = dict(K=2, eval_k=1, iterations=1, questions=1, minibatches=1, max_new=1, eps=1e-6,
                    lr=0, grad_clip=1e-6, save_every=1, temperature=0.01, eval_temperature=0, seed=0,
                    eval_top_p=0, weight_decay=0)
@@ -148,7 +145,6 @@ def gather(share: list) -> list:
 @contextlib.contextmanager
 def gathered(model, cfg: Config):
     """To sample in: whole weights and none of FSDP's hooks, so that no rank waits for another."""
-    model.to(model.dtype)  # FSDP sets up its shards anew: a tied one would miss the last step
     units = [module for module in model.modules() if isinstance(module, fsdp.FSDPModule)]
     for unit in units:
         unit.unshard()
@@ -169,20 +165,24 @@ def load_model(cfg: Config):
                                    fsdp_mixed_precision=dtype == torch.bfloat16)
         model = transformers.AutoModelForCausalLM.from_pretrained(
             cfg.model, dtype=torch.promote_types(dtype, torch.float32), distributed_config=layout)
+        eos = {*np.ravel(model.generation_config.eos_token_id).tolist(), tokenizer.eos_token_id}
+        model.generation_config.eos_token_id = sorted(eos - {None})
+        require(model.generation_config.eos_token_id, "it has no EOS id")
+        require(tokenizer.chat_template, "its tokenizer has no chat template")
+        require(model.config.get_text_config() is model.config, "it reads more than text")
+        limit = getattr(model.config, "max_position_embeddings", None) or math.inf
+        require(cfg.max_prompt + cfg.max_new <= limit, f"--max_prompt and --max_new exceed {limit}")
+        for part in model.to("cuda" if torch.cuda.is_available() else "cpu").modules():
+            part.training = isinstance(part, modeling_layers.GradientCheckpointingLayer)
+        model.token_logps = token_logps.__get__(model)
+        fsdp.register_fsdp_forward_method(model, "token_logps")  # FSDP gathers weights for it
+        with torch.no_grad(), gathered(model, cfg):  # Mamba keeps no keys, Gemma 2 caps its logits
+            answers = sample(model, [[1], [1] * 9], 1, 64, eos_ids=[])
+            logp, _ = model.token_logps([[1], [1] * 9], [a.tokens for a in answers])
+        gap = (logp - logp.new_tensor([a.logps for a in answers])).abs().mean()
+        require(gap < 0.2, f"log-probs of its samples and of `token_logps` are {gap:.2f} apart")
     except Exception as error:  # transformers, tokenizers and safetensors raise many kinds
         raise RunError(f"--model {cfg.model}: {error} {error.__cause__ or ''}") from error
-    eos = np.atleast_1d(model.generation_config.eos_token_id).tolist() + [tokenizer.eos_token_id]
-    model.generation_config.eos_token_id = sorted(set(eos) - {None})
-    require(model.generation_config.eos_token_id, f"--model {cfg.model}: it has no EOS id")
-    require(tokenizer.chat_template, f"--model {cfg.model}: its tokenizer has no chat template")
-    for part in model.to("cuda" if torch.cuda.is_available() else "cpu").modules():  # no dropout
-        part.training = isinstance(part, transformers.modeling_layers.GradientCheckpointingLayer)
-    model.token_logps = token_logps.__get__(model)
-    fsdp.register_fsdp_forward_method(model, "token_logps")  # FSDP gathers weights for it
-    with torch.no_grad(), gathered(model, cfg):
-        logp = model(torch.tensor([[1]], device=model.device)).logits[0, 0].log_softmax(-1)[1]
-        same = not abs(logp - model.token_logps([[1]], [[1]])[0]) > 0.3  # not so in Gemma 2
-        require(same, f"--model {cfg.model}: its logits are not just a matrix times hidden states")
     return model, tokenizer
 Question = namedtuple("Question", "prompt answer tokens", defaults=[()])  # gold; ids of the prompt
 def load_questions(path: str, tokenizer=None, cfg: Config | None = None) -> list[Question]:
@@ -250,7 +250,7 @@ def pick(logits: Tensor, u: Tensor, temperature: float, top_p: float) -> tuple[T
     token = torch.searchsorted(cdf, cdf[:, -1:] * u[:, None], right=True).clamp(max=len(cdf.T) - 1)
     return token[:, 0], logp.gather(-1, token)[:, 0].double()
 Answer = namedtuple("Answer", "tokens logps finished")  # ids with EOS; log-probs; ended by EOS?
-class Layer(StaticLayer):  # of a cache: keys in the values' type, where RoPE makes them of fp32
+class Layer(cache_utils.StaticLayer):  # of a cache: keys as the values, not in RoPE's fp32
     def update(self, key, value, *_, **__):
         return super().update(key.to(value.dtype), value)
 BLOCK = 128 if torch.cuda.is_available() else 8  # steps from one look for ended answers to the next
@@ -310,8 +310,8 @@ def rollout(model, tokenizer, questions: list[Question], keys, K: int, cfg: Conf
         for at in range(first, last, step):
             part = slice(at, min(at + step, last))
             answers = sample(model, [q.tokens for q in questions[part]], K, cfg.max_new,
-                             eos_ids=model.generation_config.eos_token_id, vocab=len(tokenizer),
-                             keys=keys[part], **how)
+                             eos_ids=model.generation_config.eos_token_id, keys=keys[part],
+                             vocab=max(tokenizer.get_vocab().values()) + 1, **how)
             texts = tokenizer.batch_decode([a.tokens for a in answers], skip_special_tokens=True)
             asked = [q for q in questions[part] for _ in range(K)]
             r = [float(a.finished and grade(t, q.answer)) for q, a, t in zip(asked, answers, texts)]
@@ -392,7 +392,7 @@ def update(model, optimizer, rows: list[Row], cfg: Config, vocab: int) -> dict[s
                 f"{norms[-1]}, on {asked}; the last checkpoint is in {cfg.out}/checkpoint")
         nn.utils.clip_grads_with_norm_(model.parameters(), cfg.grad_clip, norms[-1], foreach=False)
         optimizer.step()
-        model.to(model.dtype)  # as in `gathered`
+        model.to(model.dtype)  # FSDP sets up its shards anew: a tied one would miss this step
     model.activation_checkpointing_disable()
     loss, R, floored, R_max, gap = np.array(gather(log)).T  # each: a number a micro-batch
     tokens, seconds = sum(len(row.a.tokens) for row in rows), time.time() - began
@@ -426,16 +426,17 @@ def evaluate(model, tokenizer, sets: dict, cfg: Config, out: Path, iteration: in
         tqdm.write(f"mean of the sets: {evals.groupby('iteration').avg.mean().round(3).to_dict()}")
     if RANK == 0 and iteration > 0:
         axes = pd.read_json(out / "metrics.jsonl", lines=True).plot(
-            x="iteration", subplots=True, layout=(2, 3), figsize=(14, 7),
-            y=["acc", "kept_frac", "entropy", "length", "R_max", "grad_norm"])
-        evals.pivot_table(["avg", "pass"], "iteration", "name").plot(ax=axes[0, 0], style="o--")
-        axes[0, 0].figure.savefig(out / "curves.png", dpi=90, bbox_inches="tight")
+            x="iteration", y=["acc", "kept_frac", "entropy", "length", "R_max", "grad_norm"],
+            subplots=True, ax=matplotlib.figure.Figure(figsize=(14, 7)).subplots(2, 3))
+        evals.pivot_table(["avg", "pass"], "iteration", "name").plot(ax=axes[0], style="o--")
+        axes[0].figure.savefig(out / "curves.png", dpi=90, bbox_inches="tight")
 def open_run(cfg: Config, state: dict) -> Path:
     """The folder --out: loads its last checkpoint into `state` and drops rows of after it."""
     out, config = Path(cfg.out), asdict(cfg)
     if RANK == 0:
         old = json.loads(file.read_text()) if (file := out / "config.json").exists() else config
-        require(file.exists() or not any(out.glob("*.jsonl")), f"--out {out} holds .jsonl files")
+        ours = file.exists() and (any(out.glob("checkpoint/0*")) or not (out / "final").exists())
+        require(ours or not any(out.glob("*.jsonl")), f"--out {out} holds .jsonl, no checkpoint")
         other = {k for k in config if config[k] != old.get(k)} - {
             "out", "iterations", "save_every", "sample_rows", "micro_tokens"}
         require(not other, f"--out {out} holds a run with other {', '.join(other)}: choose another")
@@ -457,10 +458,7 @@ def open_run(cfg: Config, state: dict) -> Path:
 def save(out: Path, state: dict) -> None:
     """Write checkpoint/ITERATION aside, then rename it; two are kept. RunError if it cannot be."""
     part = out / "checkpoint/part"
-    try:
-        dcp.save(state, checkpoint_id=part)
-    except dcp.api.CheckpointException as err:
-        raise RunError(f"cannot write {part}, disk full? {err.failures.popitem()[1][0]}") from err
+    dcp.save(state, checkpoint_id=part)
     if RANK == 0:
         part.rename(out / f"checkpoint/{state['iteration']:06}")
         for old in sorted(out.glob("checkpoint/0*"))[:-2]:
@@ -486,8 +484,8 @@ def train(cfg: Config) -> None:
     for iteration in (bar := tqdm(range(state["iteration"] + 1, cfg.iterations + 1), disable=RANK)):
         began, lr = time.time(), cfg.lr * min(1, iteration / max(1, cfg.warmup))
         optimizer.param_groups[0]["lr"] = lr
-        rows, metrics = collect(model, tokenizer, data, cfg, state["drawn"])
-        metrics |= update(model, optimizer, rows, cfg, len(tokenizer))  # the new model is pi_old
+        rows, metrics = collect(model, tokenizer, data, cfg, state["drawn"])  # the model is pi_old
+        metrics |= update(model, optimizer, rows, cfg, max(tokenizer.get_vocab().values()) + 1)
         peak = torch.cuda.max_memory_allocated() or 1024 * resource.getrusage(0).ru_maxrss
         flops = 6 * model.num_parameters() * sum(len(row.q.tokens + row.a.tokens) for row in rows)
         metrics |= {"lr": lr, "peak_gb": max(gather([peak / 1e9])), "seconds": time.time() - began,
@@ -514,7 +512,9 @@ def main(argv: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", ".*torch.distributed is disabled")  # one process saves too
     try:
         train(parse_args(argv))
-    except (RunError, OSError, ImportError) as error:  # such as a full disk, no TensorBoard
+    except (RunError, OSError, ImportError, safetensors.SafetensorError) as error:
         sys.exit(f"nft.py: {' '.join(str(error).split())}")
+    except dcp.api.CheckpointException as error:
+        sys.exit(f"nft.py: cannot write or read a checkpoint: {error.failures.popitem()[1][0]}")
 if __name__ == "__main__":
     main()

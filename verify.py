@@ -5,11 +5,10 @@ are their values at five points of both signs (|x| is not x), to 158 digits. Of 
 (x = 3 may be 3, x < 3 an interval, 50\\% 50 or 1/2, 5 cm 5) the plain one of either answer must be
 one of the other's. `grade` alone rounds, to a decimal gold of 3 digits or more: 0.333 takes 1/3.
 """
-import functools, json, random, re, sys
+import functools, json, mpmath, random, re, sys
 from unicodedata import normalize
-import mpmath
 MAX_CHARS, MAX_TOKENS, LIMIT, TINY = 1000, 250, 2.0 ** 525, 1e-150  # beyond these: text only
-MP = mpmath.mp.clone()  # threads share it: nothing here changes its precision
+MP = mpmath.mp.clone()  # threads share it; its binomial may leave it more digits, never fewer
 MP.dps = 200
 FUNCTIONS = "sinh cosh tanh asin acos atan arcsin arccos arctan sin cos tan ln log fabs".split()
 GROUPS = r"""* \times \cdot × · ⋅ ¦ / \div ÷ ¦ - − – ¦ < \lt ¦ > \gt ¦ <= \le \leq \leqslant ≤ ¦ >=
@@ -31,7 +30,7 @@ REWRITES = [(re.compile(pattern), new) for pattern, new in [
     (rf'" ?({KNOWN}|,) ?"', r" \1 "), (r"\{([^{}]*)\\choose([^{}]*)\}", r"\\binom{\1}{\2}"),
     (r'(?i)^[ "]*(?:the )?(?:final )?answer[ "]*(?:is)?[ "=:]*', ""), (r"([\d})])≈[^,]*", r"\1"),
     ("≈", "="), (r"^\w∈", ""), (r"^\\\{\w[|:](.*)\\\}$", r"\1"), (r"\\\{\\\}", "∅"),  # {x | x > 1}
-    (".*±.*", lambda text: text[0].replace("±", "+") + " or " + text[0].replace("±", "-")),
+    (".*±.*", lambda s: " or ".join(s[0].replace("±", c) for c in "+-")), (r", *(?=,|or\b)", ""),
     (r'^[ "(]*([A-Z])[ ")]*$', r"\1"), (r"\\mathbb\{?R\}?|ℝ", "(-∞,∞)"), (r"_\{(\w)\}", r"_\1"),
     (rf"\\({KNOWN})(?![A-Za-z])", r" \1 "), (rf"log ?_({BRACED})", r"\\base\1 ln "),
     (r"(sin|cos|tan) ?\^\{-1\}", r"arc\1 "), (rf"({KNOWN}) ?\^({BRACED})", r"\\raise\2\1 "),
@@ -39,15 +38,16 @@ REWRITES = [(re.compile(pattern), new) for pattern, new in [
     (r"(?<![\w.^}])(\d+)(?: (\d+)/(\d+)(?![\d.])| ?\\frac\{(\d+)\}\{(\d+)\})", r"(\1+\2\4/\3\5)"),
     (r"(?<![\d.,])[1-9]\d{0,2}(?:[, ]\d{3})+(?!\d|,\d|[^(\[]*(?:[)\]]|\\\}))",  # 1,234, not (1,234)
      lambda n: re.sub(r"\D", "", n[0])), (r"\\sqrt(?!\[)", r"\\sqrt[2]"), (r"\\([{}])", r"\1")]]
-TOKEN = re.compile(rf"(?:\d[\dA-F]*|[^\W\d_])_{BRACED}|\.?\d[\d.]*(?:[eE][-+]?\d{{1,3}}(?!\w))?|!!+"
-                   rf"|[<>!]=|\\(?:[A-Za-z]+|.)|{KNOWN}|\S")
+TOKEN = re.compile(rf"(?:\d[\dA-F]*|[^\W\d_])_{BRACED}|\.?\d+(?:\.\d+)*"
+                   rf"(?:[eE][-+]?\d{{1,3}}(?!\w))?|!!+|[<>!]=|\\(?:[A-Za-z]+|.)|{KNOWN}|\S")
 LABEL = re.compile(r"(^|,|or) ?(?:[^\W\d]+(?:_\w)?|\\\w+)?(?:\^\{-1\})?(?:\(\w(?:, ?\w)*\))?=")
-NO = r"(?!\b(?:or|if|hundred|thousand|[mb]illion|dozen)\b)"  # 41 or 42, 5 thousand: no unit
-UNIT = re.compile(rf'(?<=[\d)}}\]!π°]) ?(%|°|(?:[ /*-]*{NO}(?:"(?:{NO}[^"\d,;])*"|\b(?:[ckm]?m|k?g'
+NO = r"(?!(?i:\b(?:or|if|(?:hundred|thousand|[mbt]r?illion|dozen)s?|squared|cubed)\b))"  # 5 dozen
+UNIT = re.compile(rf'(?<=[\d)}}\]!π°]) ?(%|(?:°|[ /*-]*{NO}(?:"(?:{NO}[^"\d,;])*"|\b(?:[ckm]?m|k?g'
                   r'|s|ft|in|m[il]|hr|lb|[ap]m|per|min|mph|[A-Za-z]{4,})\b)(?:\^\{?\d\}?)?)+) ?$')
 WORD = re.compile(rf"(?i)(?<![\\a-z])(?!(?:{KNOWN})[a-z]?\b)(?:no\b|(?=[a-z]{{3}})[a-z]+[aeiou])")
-ADJACENT = re.compile(rf"\\boxed ?{BRACED}(?:[\s$,;(){{}}[\]\\]|\b(?:text|quad|or|and)\b)*$")
-LEVELS = r": _ ) ] } \rfloor \rceil ¦ or ¦ , ¦ = < > <= >= != ¦ + - ¦ * / ¦ ¦ ^ ¦ ! % °"
+ADJACENT = re.compile(rf"\\boxed ?{BRACED}(?:[\s$,;(){{}}[\]\\]|\b(?:text|q?quad|or|and)\b)*$")
+LEVELS = r"""| ' . !! \prime \overline \bar \dot \mod \bmod \pmod \to \subset \subseteq \setminus
+: _ ) ] } \rfloor \rceil ¦ or ¦ , ¦ = < > <= >= != ¦ + - ¦ * / ¦ ¦ ^ ¦ ! % °"""  # loose to tight
 LEVEL = {sign: level for level, signs in enumerate(LEVELS.split("¦")) for sign in signs.split()}
 SIGNS, RELATIONS, LOOSE, NEAR, TIGHT = {*LEVEL}, "= < > <= >= !=".split(), 5, 6, 9  # 2*x, 2x, f(x)
 OPEN, NUMERALS = [*"([{", r"\lfloor", r"\lceil"], "0123456789."
@@ -78,7 +78,7 @@ OPERATIONS = {word: getattr(MP, word.replace("arc", "a")) for word in FUNCTIONS}
     "^": power, r"\raise": lambda y, x: power(x, y), r"\sqrt": lambda n, x: power(x, 1 / n),
     "log": MP.log10, r"\base": lambda b, x: x / MP.ln(b), r"\frac": MP.fdiv, r"\binom": MP.binomial,
     r"\lfloor\rfloor": lambda x: MP.floor(x + TINY), r"\lceil\rceil": lambda x: MP.ceil(x - TINY),
-    "!": MP.factorial, "%": lambda x: x / 100, "°": MP.radians}
+    "!": lambda x: MP.factorial(MP.mpf(x)), "%": lambda x: x / 100, "°": MP.radians}
 @functools.lru_cache(maxsize=4096)
 def number(tree):  # its values at the sample points, or the one value where nothing varies
     if isinstance(tree, tuple):
@@ -88,11 +88,11 @@ def number(tree):  # its values at the sample points, or the one value where not
         n, _, base = tree.partition("_")
         values = [CONSTANTS.get(tree) or MP.mpf(int(n, int(base.strip("{}"))) if base else n)]
     else:
-        draw = random.Random(tree)
-        values = [MP.mpf(s * draw.uniform(0.5, 3)) for s in (1, -1, *draw.choices((1, -1), k=3))]
+        draw = random.Random(tree + "4997")  # which gives x and y, a and b... their signs apart
+        values = [MP.mpf(x * draw.uniform(1, 1.1)) for x in draw.sample([-6.4, -.6, .6, 3, 6.4], 5)]
     if not all(abs(x) < LIMIT for x in values) and "∞" not in tree:
         raise OverflowError("undefined or too large")
-    return values
+    return values[:1] if len(set(values)) == 1 else values
 def rounded(xs, digits=0):  # without the last digits, all errors, or to those of a decimal gold
     xs = tuple(MP.fmul(MP.chop(x, TINY), 1, prec=530) for x in xs)
     xs = xs[:1] if len(set(xs)) == 1 else xs
@@ -116,7 +116,7 @@ def meaning(tree, mode, digits):  # a rounded number, a tuple that starts with i
     for sign, *pair in zip(signs, sides, sides[1:]):
         sign, pair = (sign.replace(">", "<"), pair[::-1]) if ">" in sign else (sign, pair)
         if mode:  # x < 3 may be an interval
-            end = 1 - [isinstance(side, str) and side.isalpha() for side in pair].index(True)
+            end = 1 - [isinstance(side, str) and len(number(side)) > 1 for side in pair].index(True)
             ends[end], kind[end] = pair[end], {"<": "()", "<=": "[]"}[sign][end]
         else:  # the ratios of its gap, as of all its multiples; 41 = 42, without names, has none
             gap = number(("-", *pair))
@@ -126,13 +126,13 @@ def meaning(tree, mode, digits):  # a rounded number, a tuple that starts with i
 def read(text, digits=0):  # the text to compare, and the readings, or errors in their place
     for pattern, new in REWRITES:
         text = pattern.sub(new, text)
-    bare, found, key = UNIT.sub("", text), [], re.sub(r'"| (?!\d)|(?<!\d) ', "", text)
+    (bare, *unit), found, key = UNIT.split(text), [], re.sub(r'"| (?!\d)|(?<!\d) ', "", text)
     for mode, part in enumerate((bare, LABEL.sub(r"\1", bare), LABEL.sub(r"\1", text))):
         stack = ["", *reversed(TOKEN.findall(part.replace('"', " ")))]
         try:
             tree = expression(stack) if len(stack) < MAX_TOKENS and not WORD.search(part) else None
             value = meaning(tree if stack == [""] else None, mode, digits)
-            found.append(value if mode or bare == text else (value, text[len(bare):].strip(' "s')))
+            found.append(value if mode or not unit else (value, re.sub('[ "{}]|s"?$', "", unit[0])))
         except Exception as error:  # it is no mathematics, then
             found.append(error)
     return key.lower() if WORD.search(key) else key, found
@@ -144,13 +144,13 @@ def extract_answer(text: str) -> str | None:
     for brace in re.finditer(r"\\[\\{}]|[{}]", rest[:10 * MAX_CHARS]):
         depth += (brace[0] == "{") - (brace[0] == "}")
         if depth <= 0:
-            return rest[:brace.start()].partition("{")[2].strip() or None
+            return (re.findall(r"\A\s*\{\s*(.*\S)", rest[:brace.start()], re.S) or [None])[0]
 def equal(a: str, b: str, rounding: bool = False) -> bool:
     """Do two answers denote the same object? With `rounding`, or does `a` round to `b`?"""
     if a == b or max(len(a), len(b)) > MAX_CHARS or a.isdecimal() and b.isdecimal():
         return a.strip().lstrip("0") == b.strip().lstrip("0") and a.strip() != ""
-    decimal = re.search(r"\d*\.\d*[1-9]\d*", b) if rounding else None  # 2.5 is exact
-    digits = len(decimal[0].replace(".", "").lstrip("0")) if decimal else 0
+    decimal = rounding and re.search(r"^(?!.*(?:\\(?:sqrt|pi|l[no])|[π√])).*?(\d*\.\d*[1-9]\d*)", b)
+    digits = len(decimal[1].replace(".", "").lstrip("0")) if decimal else 0
     (words, ours), (gold_words, golds) = read(a, digits), read(b, digits)
     return words == gold_words != "" or ours[0] in golds or golds[0] in ours
 def grade(text: str, gold: str) -> bool:
@@ -162,7 +162,7 @@ def grade(text: str, gold: str) -> bool:
 def check_gold(gold: str) -> None:
     """Raise ValueError with the reason if no answer can be compared with this gold."""
     words, found = read(gold) if isinstance(gold, str) and len(gold) <= MAX_CHARS else ("", [])
-    reasons = {IndexError: "cut off", ZeroDivisionError: "undefined", OverflowError: "too large"}
+    reasons = {IndexError: "cut off", ZeroDivisionError: "undefined"}
     if reason := reasons.get(type(found[1])) if words else "empty, too long or no string":
         raise ValueError(f"the gold answer {gold!r:.80} is {reason}")
 def main(path: str) -> None:
