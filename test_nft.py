@@ -34,12 +34,16 @@ import sympy
 import torch
 import torch.distributed.checkpoint as dcp
 from hypothesis import given, settings, strategies as st
+from matplotlib import pyplot
+from safetensors import SafetensorError
 from torch.nn.utils import parameters_to_vector
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import (AutoConfig, AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM,
-                          GPTNeoConfig, GPTNeoForCausalLM, LlamaConfig, LlamaForCausalLM,
-                          PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer)
+                          Gemma3Config, Gemma3ForConditionalGeneration, GPTNeoConfig,
+                          GPTNeoForCausalLM, LlamaConfig, LlamaForCausalLM, MambaConfig,
+                          MambaForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast,
+                          Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer)
 from transformers.cache_utils import StaticLayer
 
 import nft
@@ -539,6 +543,17 @@ def test_load_questions_finds_columns_and_gold(world, tmp_path, row, prompt, gol
     questions = nft.load_questions(str(path))
     assert [(q.prompt, q.answer) for q in questions] == [(prompt, gold)] * 2
 
+def test_no_id_of_a_tokenizer_with_holes_in_its_ids_is_out_of_reach(world, tmp_path, monkeypatch):
+    """Its length is then less than its last id, which may be EOS."""
+    get_vocab, seen = Qwen2Tokenizer.get_vocab, []
+    monkeypatch.setattr(Qwen2Tokenizer, "get_vocab",
+                        lambda self: get_vocab(self) | {"far": VOCAB + 3})
+    for name in ("sample", "token_logps"):
+        monkeypatch.setattr(nft, name, lambda *args, real=getattr(nft, name), **how: seen.append(
+            how.get("vocab")) or real(*args, **how))
+    run(world, tmp_path, iterations=1)
+    assert set(seen) == {None, VOCAB + 4}  # None: load_model tries the model
+
 def test_prompts_are_templated_and_long_or_repeated_ones_are_dropped_and_counted(tmp_path, capsys):
     path = write_rows(tmp_path / "q.jsonl", *SUMS[:2], {"question": "1+1+1", "answer": "3"},
                       SUMS[0], {"question": "2", "answer": "2"})
@@ -565,8 +580,9 @@ def script(monkeypatch):
 
 @pytest.mark.parametrize("algo", nft.ALGORITHMS)
 def test_collect_keeps_mixed_questions_or_for_grpo_and_dr_grpo_all_as_drawn(world, script, algo):
+    """Two rounds suffice: the second asks for as many as the share of mixed ones calls for."""
     cfg, *rest = ready(world, algo=algo, questions=9)
-    rows, metrics = nft.collect(*rest, cfg, 0)
+    rows, metrics = nft.collect(*rest, cfg, 0, rounds=2)
     all_as_drawn = [0.0] * 3 + [0.5] * 3 + [1.0] * 3
     groups = [rows[at:at + cfg.K] for at in range(0, len(rows), cfg.K)]
     assert sorted(group[0].r_hat for group in groups) == (
@@ -578,6 +594,12 @@ def test_collect_keeps_mixed_questions_or_for_grpo_and_dr_grpo_all_as_drawn(worl
     expected = dict(drawn=len(script), acc=right + half / 2, kept_frac=half, length=2, entropy=1.0,
                     r_hat=0.5, truncated_frac=0)
     assert {name: metrics[name] for name in expected} == pytest.approx(expected)
+
+def test_no_more_questions_are_kept_than_asked_for(world, script):
+    cfg, *rest = ready(world, questions=2)
+    for drawn in range(9):
+        rows, metrics = nft.collect(*rest, cfg, drawn)
+        assert len(rows) == metrics["kept"] * cfg.K == 2 * cfg.K
 
 def test_questions_come_in_shuffled_passes_that_visit_each_once(world, script):
     for seed in (0, 1):
@@ -606,6 +628,17 @@ def test_without_a_mixed_question_the_search_ends_in_a_sentence(world, script, t
     with pytest.raises(nft.RunError, match="none of .* questions .* right and wrong"):
         nft.collect(*rest, cfg, 0)
     assert len(script) < 50 * cfg.questions
+
+def test_no_two_of_training_and_evaluation_of_any_seed_draw_with_the_same_numbers(
+        world, tmp_path, monkeypatch):
+    seeds, real = [], nft.sample
+    def sample(*args, seed=None, **how):
+        seeds.append(seed)
+        return real(*args, seed=seed or 0, **how)
+    monkeypatch.setattr(nft, "sample", sample)
+    for seed in range(3):
+        run(world, tmp_path / str(seed), seed=seed, iterations=1)
+    assert len(set(seeds) - {None}) == 6  # None: load_model tries the model
 
 # ---------------------------------------------------------------- update
 def off_policy(world, **flags):
@@ -733,6 +766,44 @@ def test_the_largest_ratio_is_that_of_a_token_and_not_of_padding(world):
             for row, logp in zip(rows, logps)]
     assert update(model, rows, cfg, lr=0.0)["R_max"] == pytest.approx(math.exp(-0.5), rel=1e-9)
 
+@pytest.mark.parametrize("loss, algo", [(nft.nft_loss, "nft"), (nft.grpo_loss, "dapo")])
+def test_metrics_of_an_update_are_sums_and_means_of_its_tokens(world, loss, algo):
+    cfg, model, rows = off_policy(world, algo=algo, minibatches=1, micro_tokens=40)
+    logp, mask = nft.token_logps(model, [row.q.tokens for row in rows],
+                                 [row.a.tokens for row in rows], temperature=0.8, vocab=VOCAB)
+    old = torch.nn.utils.rnn.pad_sequence([torch.tensor(row.a.logps) for row in rows], True)
+    r, r_hat = torch.tensor([(row.r, row.r_hat) for row in rows]).split(1, 1)
+    how = dict(clip_high=0.28) if algo == "dapo" else {}
+    loss_sum, _ = loss(logp, old.to(logp), r, r_hat, mask, **how)
+    R, (tokens,) = (logp - old).exp(), mask.sum()[None].tolist()
+    held = (r == 0) & (r_hat * R > r_hat) if algo == "nft" else (
+        (r == 1) & (R > 1.28) | (r == 0) & (R < 0.8))
+    grads = torch.autograd.grad(loss_sum / tokens, model.parameters())
+    expected = dict(loss=loss_sum / tokens, R_mean=(R * mask).sum() / tokens,
+                    floored_frac=(held * mask).sum() / tokens, R_max=(R * mask).max(),
+                    grad_norm=torch.cat([grad.flatten() for grad in grads]).norm())
+    metrics = update(model, rows, cfg)
+    assert {name: metrics[name] for name in expected} == pytest.approx(
+        {name: x.item() for name, x in expected.items()}, rel=1e-5)
+
+def test_the_norm_told_is_the_mean_over_the_steps(world):
+    cfg, model, rows = off_policy(world, minibatches=1)
+    halves = [rows[:len(rows) // 2], rows[len(rows) // 2:]]
+    norms = [update(model, half, cfg, lr=0.0)["grad_norm"] for half in halves]
+    both = update(model, rows, dataclasses.replace(cfg, minibatches=2), lr=0.0)["grad_norm"]
+    assert both == pytest.approx(sum(norms) / 2, rel=1e-9) and norms[0] != norms[1]
+
+def test_in_bfloat16_weights_stay_in_fp32_and_activations_are_recomputed(world, monkeypatch):
+    passes = {}
+    for dtype in ("float32", "bfloat16"):
+        cfg, model, rows = off_policy(world, dtype=dtype, minibatches=1)
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+        calls, part = [], model.base_model.layers[0].mlp
+        part.register_forward_pre_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+        update(model, rows, cfg)
+        passes[dtype] = sum(calls)
+    assert passes["bfloat16"] == 2 * passes["float32"] > 0
+
 def test_an_update_in_bfloat16_starts_on_policy_where_the_samplers_log_probs_would_not(world):
     cfg, model, rows = off_policy(world, dtype="bfloat16", minibatches=1)
     assert update(model, rows, cfg)["R_max"] == pytest.approx(1, abs=1e-6)
@@ -807,6 +878,7 @@ def test_a_run_leaves_the_files_of_the_contract(finished):
 def test_samples_carry_the_verdicts_of_verify_and_evaluations_are_their_means(finished):
     samples, evals = (read_rows(finished[0] / f"{name}.jsonl") for name in ("samples", "eval"))
     assert any(row["r"] for row in samples)
+    assert not any("<eos>" in row["response"] for row in samples)
     assert all(verify.grade(row["response"], row["answer"]) for row in samples if row["r"])
     for row in evals:
         of_set = (row["iteration"], row["name"])  # 27 answers, few enough to be all there
@@ -825,9 +897,39 @@ def test_one_seed_gives_one_run_and_another_seed_or_weight_decay_another(world, 
     for name, value in (("seed", 1), ("weight_decay", 0.0)):
         assert result(run(world, tmp_path / name, **{name: value})) != result(finished[0])
 
-def test_a_finished_run_is_left_as_it_is(world, finished):
+def test_a_finished_run_is_left_as_it_is_even_without_its_checkpoints(
+        world, finished, tmp_path, capsys):
     before = contents(finished[0])
     assert contents(run(world, finished[0])) == before
+    out = shutil.copytree(finished[0], tmp_path / "run")
+    shutil.rmtree(out / "checkpoint")
+    before = contents(out)
+    assert "no checkpoint" in refusal(capsys, argv(world, out=out))
+    assert contents(out) == before
+
+@pytest.mark.parametrize("damage", [lambda path: os.truncate(path, 100), Path.unlink])
+def test_a_damaged_checkpoint_ends_in_a_sentence_and_the_one_before_it_resumes(
+        world, finished, tmp_path, capsys, damage):
+    out = shutil.copytree(finished[0], tmp_path / "run")
+    shutil.rmtree(out / "final")
+    damage(next((out / "checkpoint/000004").glob("*.distcp")))
+    before = {path: file for path, file in contents(out).items() if path.name != "config.json"}
+    assert "cannot write or read a checkpoint" in refusal(capsys, argv(world, out=out))
+    assert before.items() <= contents(out).items()
+    shutil.rmtree(out / "checkpoint/000004")
+    assert result(run(world, out)) == result(finished[0])
+
+def test_a_model_that_cannot_be_written_ends_in_a_sentence(world, tmp_path, monkeypatch, capsys):
+    def refuse(*_, **__):
+        raise SafetensorError("No space left on device")
+    monkeypatch.setattr(Qwen2ForCausalLM, "save_pretrained", refuse)
+    assert "No space left" in refusal(capsys, argv(world, out=tmp_path, iterations=1))
+    assert any((tmp_path / "checkpoint").glob("0*"))
+
+def test_no_figure_stays_open(world, tmp_path):
+    before = pyplot.get_fignums()
+    assert (run(world, tmp_path, iterations=1) / "curves.png").exists()
+    assert pyplot.get_fignums() == before
 
 def stopped_after_the_second(world, out, patch):
     run(world, out, iterations=2)
@@ -999,7 +1101,10 @@ def test_evaluation_takes_k_by_set_and_leaves_answers_that_verify_grades_again(
 
 def test_metrics_tell_the_samplers_gap_the_memory_and_the_use_of_the_machine(finished):
     for row in read_rows(finished[0] / "metrics.jsonl"):
-        assert 0 < row["logp_gap"] < 1e-5 and 0.1 < row["peak_gb"] < 24 and 0 < row["mfu"] < 1
+        assert 0 < row["logp_gap"] < 1e-5 and 0.1 < row["peak_gb"] < 24
+        tokens = row["mfu"] * 989e12 * row["train_seconds"] / (6 * finished[1].num_parameters())
+        answers = row["train_tokens_per_s"] * row["train_seconds"]
+        assert tokens - answers == pytest.approx(row["kept"] * 6 * 4)  # of prompts: 4 each
         assert row["sample_seconds"] + row["train_seconds"] < row["seconds"] + 1e-3
 
 def test_tensorboard_gets_the_metrics_or_its_absence_is_told(world, tmp_path, monkeypatch):
@@ -1421,26 +1526,44 @@ def test_a_bad_file_is_refused_with_its_name_and_row(world, tmp_path, capsys, li
     assert re.search(words, sentence), sentence
     assert not (tmp_path / "run").exists()
 
-def broken_models():
-    """Folders of models without tokenizer, without EOS, with a NaN, and with capped logits."""
+@pytest.fixture(scope="session")
+def broken(tmp_path_factory):
+    """A folder of models: without tokenizer, without EOS, with a NaN, with few positions, with
+    capped logits, with dropout in the layers themselves, with a state in place of keys, with eyes.
+    """
+    folder = tmp_path_factory.mktemp("broken")
     model = tiny_model(torch.float32)
-    model.save_pretrained("no_tokenizer")
+    model.save_pretrained(folder / "no_tokenizer")
     model.lm_head.weight.data[DIGIT] = math.nan
-    save_world("has_nan", model, tiny_tokenizer())
-    llama = LlamaConfig(vocab_size=20, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
-                        num_attention_heads=1, bos_token_id=None, eos_token_id=None)
+    save_world(folder / "has_nan", model, tiny_tokenizer())
     torch.manual_seed(0)
-    gemma = Gemma2Config(vocab_size=20, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
-                         num_attention_heads=1, num_key_value_heads=1, head_dim=8, eos_token_id=EOS,
-                         initializer_range=1.0, final_logit_softcapping=5.0)
-    save_world("capped", Gemma2ForCausalLM(gemma), tiny_tokenizer())
-    save_world("no_eos", LlamaForCausalLM(llama),
-               PreTrainedTokenizerFast(tokenizer_object=tiny_tokenizer().backend_tokenizer))
+    size = dict(vocab_size=20, hidden_size=8, num_hidden_layers=1, eos_token_id=EOS)
+    of_attention = size | dict(num_attention_heads=1, max_position_embeddings=512)
+    llama = of_attention | dict(intermediate_size=8, bos_token_id=None)
+    few = of_attention | dict(intermediate_size=8, num_key_value_heads=1, head_dim=8)
+    vision = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
+                  image_size=8, patch_size=4)
+    models = {
+        "no_eos": LlamaForCausalLM(LlamaConfig(**llama | {"eos_token_id": None})),
+        "short": LlamaForCausalLM(LlamaConfig(**llama | {"max_position_embeddings": 60})),
+        "capped": Gemma2ForCausalLM(Gemma2Config(
+            **few, initializer_range=1.0, final_logit_softcapping=5.0)),
+        "vision": Gemma3ForConditionalGeneration(Gemma3Config(
+            text_config=few, vision_config=vision, mm_tokens_per_image=4, eos_token_id=EOS)),
+        "dropout": OPTForCausalLM(OPTConfig(
+            **of_attention, ffn_dim=8, word_embed_proj_dim=8, init_std=1.0)),
+        "mamba": MambaForCausalLM(MambaConfig(**size, state_size=4, initializer_range=1.0))}
+    for name, model in models.items():
+        save_world(folder / name, model, tiny_tokenizer() if name != "no_eos" else
+                   PreTrainedTokenizerFast(tokenizer_object=tiny_tokenizer().backend_tokenizer))
+    return folder
 
 @pytest.mark.parametrize("words, flags", [
     ("absent", dict(model="absent")), ("no_tokenizer", dict(model="no_tokenizer")),
     ("no_eos.*EOS", dict(model="no_eos")), ("not finite: the weights", dict(model="has_nan")),
-    ("capped.*apart", dict(model="capped")),
+    ("capped.*apart", dict(model="capped")), ("dropout.*apart", dict(model="dropout")),
+    ("mamba.*apart", dict(model="mamba")), ("short.*--max_prompt.* 60$", dict(model="short")),
+    ("vision.*more than text", dict(model="vision")),
     ("no/such", dict(train="no/such")), ("sums.jsonl.*question", dict(max_prompt=2)),
     ("right and wrong", dict(train="hopeless.jsonl")),
     ("a_file", dict(out="a_file")), ("other_run.*lr", dict(out="other_run", lr=0.02)),
@@ -1453,9 +1576,10 @@ def broken_models():
     ("--algo", dict(algo="ppo")), ("--omega", dict(omega="two")), ("--preset", dict(preset="9b")),
     ("--learning_rate", dict(learning_rate=1))], ids=str)
 def test_a_bad_model_flag_or_folder_is_refused_in_one_sentence(
-        world, finished, tmp_path, monkeypatch, capsys, words, flags):
+        world, finished, broken, tmp_path, monkeypatch, capsys, words, flags):
     monkeypatch.chdir(tmp_path)
-    broken_models()
+    if "model" in flags:
+        flags = flags | {"model": broken / flags["model"]}
     write_rows(Path("hopeless.jsonl"), {"question": "1+1", "answer": "77"})
     Path("a_file").touch()
     Path("x").mkdir()
@@ -1465,7 +1589,7 @@ def test_a_bad_model_flag_or_folder_is_refused_in_one_sentence(
     before = contents(tmp_path)
     sentence = refusal(capsys, argv(world, **dict(out="run") | flags))
     assert re.search(words, sentence), sentence
-    assert {path: contents(tmp_path)[path] for path in before} == before
+    assert before.items() <= contents(tmp_path).items()
 
 @pytest.mark.parametrize("name, value", [("TP", 2), ("FSDP", 8)])
 def test_a_layout_for_more_processes_than_there_are_is_refused(
