@@ -4,10 +4,10 @@ A model answers a question K times and a verifier calls each answer right (r = 1
 With r_hat the mean verdict, Bayes splits the policy that gave the answers (Eq 7):
     r_hat pi+ + (1 - r_hat) pi- = pi_old,  so  pi_theta- := (pi_old - r_hat pi_theta+) / (1 - r_hat)
 is an *implicit* negative policy made of pi_theta+, the very network being trained: fitting it to
-wrong answers trains pi_theta+. With token ratios R = pi_theta+ / pi_old all is one loss (Eq 10):
+wrong answers trains pi_theta+. With token ratios R = pi_theta+ / pi_old both are one loss (Eq 10):
     loss = - sum omega(q) [ r log R + (1 - r) log max_v((1 - r_hat R) / (1 - r_hat), eps) ]
-On-policy (R = 1) its gradient is GRPO's or Dr. GRPO's, as omega says (test_equivalence.py), and its
-value is 0 whatever the answers: a loss near 0 is no sign of trouble. To run it:
+On-policy (R = 1) its gradient is that of GRPO or Dr. GRPO, whichever omega names, and its value is
+0 whatever the answers: a loss near 0 is no sign of trouble (test_equivalence.py). To run it:
     python nft.py                                       # the toy: learns arithmetic on a CPU
     NFT_FSDP=1 torchrun --nproc-per-node 8 nft.py --preset 7b   # as in the paper, on 8 GPUs
 Glossary: q question, a answer, r verdict, r_hat its mean over the K answers to q; logp, logp_old
@@ -28,7 +28,7 @@ from verify import check_gold, extract_answer, grade
 def max_v(x: Tensor, eps: float) -> Tensor:
     """Eq 10's straight-through floor: the value of max(x, eps), the gradient of x. A plain maximum
     has no gradient below eps and halves it on the tie x = eps = 1, where on-policy steps start."""
-    return x.clamp(min=eps).detach() + (x - x.detach())  # stop_gradient[max(x, eps) - x] + x
+    return x.clamp(min=eps).detach() + (x - x.detach())  # Eq 10's sg[max(x, eps) - x] + x, exact
 def prompt_weight(r_hat: Tensor, omega: str) -> Tensor:
     """omega(q) of Eq 10, shaped as r_hat; KeyError for an unknown name."""
     return {"one": torch.ones_like(r_hat), "dr_grpo": 1 - r_hat,
@@ -63,7 +63,7 @@ ALGORITHMS = {  # --algo: loss, keywords that flags do not set, train on mixed q
     "dapo": (grpo_loss, {"std": True}, True)}
 # ---------------------------------------------------------------- configuration
 class RunError(ValueError):
-    """What one sentence explains (a wrong flag, file or model): `main` prints it and exits 1."""
+    """What the user can mend (a flag, file or model), in a sentence: `main` prints it, exits 1."""
 def require(ok, sentence: str) -> None:
     if not ok:
         raise RunError(sentence)
@@ -135,9 +135,9 @@ def parse_args(argv: list[str] | None) -> Config:
 # ---------------------------------------------------------------- model, on many ranks; questions
 RANK, WORLD, TP, FSDP = (int(os.environ.get(name, default)) for name, default in
                          [("RANK", 0), ("WORLD_SIZE", 1), ("NFT_TP", 1), ("NFT_FSDP", 0)])
-SHARE, SHARES = RANK // TP, WORLD // TP  # of the work: NFT_TP ranks hold one model and do one
+SHARE, SHARES = RANK // TP, WORLD // TP  # of the data: NFT_TP ranks hold one model, share one
 def gather(share: list) -> list:
-    """The lists of all shares, one after the other, on every rank."""
+    """The lists of all shares, concatenated in order, on every rank."""
     lists = [share] * WORLD
     if dist.is_initialized():
         dist.all_gather_object(lists, share)
@@ -225,8 +225,8 @@ def pad(rows, side: str = "right") -> Tensor:  # vectors as the rows of (B, T), 
     return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_side=side)
 def token_logps(model, prompts: list[list[int]], answers: list[list[int]], *,
                 temperature: float = 1.0, vocab: int | None = None) -> tuple[Tensor, Tensor]:
-    """Log-probs of the answers' tokens by teacher forcing, and mask: both (B, T), 0 on padding, as
-    known by length (pad may be EOS); it is on the right, where causal attention cannot see it.
+    """Log-probs of the answers' tokens by teacher forcing, and mask: both (B, T), 0 on padding. It
+    is on the right, unseen by causal attention, and known by length, as its id may be EOS.
     prompts, answers: B lists of token ids, none empty; ids from `vocab` on do not exist."""
     ids = pad([torch.tensor(p + a) for p, a in zip(prompts, answers)]).to(model.device)
     is_answer = pad([torch.arange(len(p + a)) >= len(p) for p, a in zip(prompts, answers)])
@@ -235,7 +235,7 @@ def token_logps(model, prompts: list[list[int]], answers: list[list[int]], *,
     def logp_of(hidden, target):
         logp = log_softmax(model.get_output_embeddings().forward(hidden)[:, :vocab], temperature)
         return logp.gather(-1, target[:, None])[:, 0]
-    # by 512 tokens, made anew in backward; `forward` skips FSDP's hooks: ranks differ in calls
+    # 512 at a time, recomputed in backward; `forward` skips FSDP's hooks: ranks differ in calls
     logp = torch.cat([torch.utils.checkpoint.checkpoint(logp_of, h, y, use_reentrant=False)
                       for h, y in zip(hidden.split(512), target.split(512))])
     logp = logp.split([len(a) for a in answers])
@@ -253,7 +253,7 @@ Answer = namedtuple("Answer", "tokens logps finished")  # ids with EOS; log-prob
 class Layer(cache_utils.StaticLayer):  # of a cache: keys as the values, not in RoPE's fp32
     def update(self, key, value, *_, **__):
         return super().update(key.to(value.dtype), value)
-BLOCK = 128 if torch.cuda.is_available() else 8  # steps from one look for ended answers to the next
+BLOCK = 128 if torch.cuda.is_available() else 8  # decoding steps between looks for ended answers
 @torch.no_grad()
 def sample(model, prompts: list[list[int]], K: int, max_new: int, *, eos_ids, temperature=1.0,
            top_p=1.0, seed=0, keys=None, vocab=None) -> list[Answer]:
@@ -275,7 +275,7 @@ def sample(model, prompts: list[list[int]], K: int, max_new: int, *, eos_ids, te
         logits = logits[:, -1, :vocab].repeat_interleave(len(live) // len(logits), 0)  # t = 0: K
         tokens[live, t], logps[live, t] = pick(logits, u[live, t], temperature, top_p)
         return tokens[live, t][:, None]
-    ids, position, keep = step(), position[:, -1:], live // K  # keep: rows of the cache that go on
+    ids, position, keep = step(), position[:, -1:], live // K  # keep: rows of the cache, now K each
     record = u.is_cuda and TP == 1 and "grouped_mm" not in str(model.get_experts_implementation())
     for n in map(len, torch.arange(1, max_new).split(BLOCK if model._can_compile_fullgraph else 1)):
         mask, position = nn.functional.pad(mask[keep], (0, n), value=1), position[keep]
@@ -343,8 +343,8 @@ def collect(model, tokenizer, data: list[Question], cfg: Config, drawn: int, rou
         entropy=-sum(sum(row.a.logps) for row in rows) / tokens,  # E[-log p], tokens drawn from p
         sample_tokens_per_s=tokens / (time.time() - began), sample_seconds=time.time() - began)
 def micro_batches(rows: list[Row], micro_tokens: int) -> list[tuple[list[Row], float]]:
-    """(rows, weight) for this rank: longest first, micro_tokens with padding each. Ranks get as
-    many, some once more at weight 0: in unequal numbers of passes they would wait for ever."""
+    """(rows, weight) for this rank: longest first, micro_tokens with padding each. All ranks get
+    equally many, filled up at weight 0: in unequal numbers of passes FSDP would wait for ever."""
     rows, parts = sorted(rows, key=lambda row: -len(row.q.tokens + row.a.tokens)), []
     while rows:
         n = max(1, micro_tokens // len(rows[0].q.tokens + rows[0].a.tokens))
@@ -371,7 +371,7 @@ def update(model, optimizer, rows: list[Row], cfg: Config, vocab: int) -> dict[s
         old = (lambda part: score(part)[0]) if cfg.dtype == "bfloat16" else sampled
         batches = [[(part, weight, old(part)) for part, weight
                     in micro_batches(minibatch, cfg.micro_tokens)] for minibatch in minibatches]
-    if cfg.dtype == "bfloat16":  # if memory counts; not while sampling: it drops the cache
+    if cfg.dtype == "bfloat16":  # to save memory; off while sampling: it disables the cache
         model.activation_checkpointing_enable()
     for minibatch, batch in zip(minibatches, batches):
         n_tokens = sum(len(row.a.tokens) for row in minibatch)
@@ -429,9 +429,9 @@ def evaluate(model, tokenizer, sets: dict, cfg: Config, out: Path, iteration: in
             x="iteration", y=["acc", "kept_frac", "entropy", "length", "R_max", "grad_norm"],
             subplots=True, ax=matplotlib.figure.Figure(figsize=(14, 7)).subplots(2, 3))
         evals.pivot_table(["avg", "pass"], "iteration", "name").plot(ax=axes[0], style="o--")
-        axes[0].figure.savefig(out / "curves.png", dpi=90, bbox_inches="tight")
+        axes[0].legend().figure.savefig(out / "curves.png", dpi=90, bbox_inches="tight")
 def open_run(cfg: Config, state: dict) -> Path:
-    """The folder --out: loads its last checkpoint into `state` and drops rows of after it."""
+    """The folder --out: loads its last checkpoint into `state` and drops log rows after it."""
     out, config = Path(cfg.out), asdict(cfg)
     if RANK == 0:
         old = json.loads(file.read_text()) if (file := out / "config.json").exists() else config
@@ -456,7 +456,7 @@ def open_run(cfg: Config, state: dict) -> Path:
         os.truncate(path, sum(map(len, rows)))
     return out
 def save(out: Path, state: dict) -> None:
-    """Write checkpoint/ITERATION aside, then rename it; two are kept. RunError if it cannot be."""
+    """Write checkpoint/ITERATION aside, then rename it, so that it is whole or absent; keep two."""
     part = out / "checkpoint/part"
     dcp.save(state, checkpoint_id=part)
     if RANK == 0:

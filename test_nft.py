@@ -1,4 +1,4 @@
-"""Tests of nft.py: the same maths done twice, and each check shown to fail on a broken variant.
+"""Tests of nft.py: the same maths done twice, and central checks shown to fail on broken variants.
 
 `pytest test_nft.py` takes minutes on two cores and needs no network. The world of the tests is a
 random Qwen2 of two layers, with pad = EOS and more rows than its tokenizer has ids, that is asked
@@ -1271,9 +1271,8 @@ def test_a_checkpoint_of_one_process_is_resumed_by_two(spread, world):
 
 def test_a_rank_that_dies_ends_the_job(world, tmp_path):
     dies = "nft.update = lambda *a, f=nft.update: os.kill(os.getpid(), 9 * nft.RANK) or f(*a)"
-    start = time.time()
-    done = train_in(2, ({"NFT_FSDP": "1"}, argv(world, out=tmp_path / "run"), dies), timeout=90)
-    assert done.returncode != 0 and "SIGKILL" in done.stderr and time.time() - start < 60
+    done = train_in(2, ({"NFT_FSDP": "1"}, argv(world, out=tmp_path / "run"), dies), timeout=60)
+    assert done.returncode != 0 and "SIGKILL" in done.stderr
 
 # ---------------------------------------------------------------- toy/plan.py
 HOLDING = """
@@ -1346,7 +1345,7 @@ def figures(plan, capsys, *flags) -> dict[str, str]:
     return {row[0].strip(): row[1].strip() for row in rows if len(row) == 2}
 
 def test_a_plan_reacts_as_it_should(plan, capsys):
-    """Half the rows, half the cache; twice the ranks, half the state and less time; --tp splits."""
+    """Figures follow from shapes; the rows that are said to fit do, 16 more do not; --tp splits."""
     base = figures(plan, capsys, "--preset", "7b", "--gpus", "8", "--sample_rows", "128")
     assert base["GB always: weights"] == "3.8" and base["GB sampling: gathered"] == "15.2"
     # 28 layers * 4 heads * 128 * 2 tensors * 2 bytes * 4096 tokens * 128 rows, and a layer more
@@ -1438,9 +1437,12 @@ def test_the_figures_of_the_readme_are_those_of_the_committed_logs(study, tmp_pa
     study.report(tmp_path / "runs.jsonl")
     study.report_real(tmp_path / "real")
     toy_module("bench").show(json.loads((TOY / "bench.json").read_text()))
-    told, figure = capsys.readouterr().out, r"[+-]?\d+\.\d+ \([+-]?\d+\.\d+ to [+-]?\d+\.\d+\)"
-    quoted = re.findall(figure, (TOY.parent / "README.md").read_text())
+    told, readme = capsys.readouterr().out, (TOY.parent / "README.md").read_text()
+    figure = r"[+-]?\d+\.\d+ \([+-]?\d+\.\d+ to [+-]?\d+\.\d+\)"
+    quoted = re.findall(figure, readme)
     assert len(quoted) > 50 and set(quoted) <= set(re.findall(figure, told))
+    rows = re.findall(r"(?m)^\| (?:0\.[28]M\b.*|[\w., -]+ \| \d+ \| [\d.]+ \| \d+ \|.*)$", readme)
+    assert len(rows) >= 60 and set(rows) <= set(re.findall(r"(?m)^\| (?:.*)$", told))
     drawn = {path.name for path in tmp_path.glob("**/*.png")}
     assert {"algorithms-0.8M.png", "algorithms-0.2M.png", "sweeps.png", "real.png"} <= drawn
 
@@ -1459,8 +1461,7 @@ def test_the_loss_that_the_readme_adds_trains_with_its_coefficients(world, monke
         theirs = weights_after(lambda: naive_update(model, rows, cfg, coefficient), model)
         assert torch.allclose(ours, theirs, rtol=0, atol=1e-12) == same
 
-def test_every_command_of_the_readme_is_one_that_runs():
-    """Those of nft.py have flags that it takes, those of toy/ are scripts that are there."""
+def test_the_commands_of_the_readme_have_flags_that_nft_takes_or_name_scripts_that_are_there():
     readme = (TOY.parent / "README.md").read_text().replace("\\\n", " ")
     commands = re.findall(r"nft\.py((?: +--?[^`#|\n]*)?)", readme)
     parsed = [nft.parse_args(shlex.split(flags.replace("...", ""))) for flags in commands

@@ -213,7 +213,7 @@ def trl_steps(max_new: int, pairs: int) -> dict[str, list[float]]:
     data = [{"prompt": [{"role": "user", "content": q.prompt}], "gold": q.answer}
             for q in questions]
     settings = trl.GRPOConfig(
-        output_dir="runs/trl", per_device_train_batch_size=len(data) * cfg.K, max_steps=pairs + 1,
+        output_dir=str(TOY.parent / "runs/trl"), per_device_train_batch_size=len(data) * cfg.K, max_steps=pairs + 1,
         num_generations=cfg.K, max_completion_length=max_new, learning_rate=0.0, beta=0.0,
         num_iterations=1, use_cpu=True, bf16=False, gradient_checkpointing=False, report_to="none",
         save_strategy="no", logging_strategy="no", disable_tqdm=True, dataloader_pin_memory=False)

@@ -412,7 +412,8 @@ def main() -> None:
     if not args.report:
         study(folder / "runs.jsonl", args.quick, args.workers)
     report(folder / "runs.jsonl")
-    report_real(TOY / "real")
+    if not args.quick:
+        report_real(TOY / "real")
 
 if __name__ == "__main__":
     main()
