@@ -38,9 +38,9 @@ REWRITES = [(re.compile(pattern), new) for pattern, new in [
     (r"(?<![\w.^}])(\d+)(?: (\d+)/(\d+)(?![\d.])| ?\\frac\{(\d+)\}\{(\d+)\})", r"(\1+\2\4/\3\5)"),
     (r"(?<![\d.,])[1-9]\d{0,2}(?:[, ]\d{3})+(?!\d|,\d|[^(\[]*(?:[)\]]|\\\}))",  # 1,234, not (1,234)
      lambda n: re.sub(r"\D", "", n[0])), (r"\\sqrt(?!\[)", r"\\sqrt[2]"), (r"\\([{}])", r"\1")]]
-TOKEN = re.compile(rf"(?:\d[\dA-F]*|[^\W\d_])_{BRACED}|\.?\d+(?:\.\d+)*"
+TOKEN = re.compile(rf"(?:\d[\dA-F]*|[^\W\d_])_{BRACED}|\.?\d+(?:\.\d+)*(?:\.(?!\())?"
                    rf"(?:[eE][-+]?\d{{1,3}}(?!\w))?|!!+|[<>!]=|\\(?:[A-Za-z]+|.)|{KNOWN}|\S")
-LABEL = re.compile(r"(^|,|or) ?(?:[^\W\d]+(?:_\w)?|\\\w+)?(?:\^\{-1\})?(?:\(\w(?:, ?\w)*\))?=")
+LABEL = re.compile(r"(^|,|or) ?(?:[^\W\d]+(?:_\w)?|\\\w+)?'*(?:\^\{-1\})?(?:\(\w(?:, ?\w)*\))?=")
 NO = r"(?!(?i:\b(?:or|if|(?:hundred|thousand|[mbt]r?illion|dozen)s?|squared|cubed)\b))"  # 5 dozen
 UNIT = re.compile(rf'(?<=[\d)}}\]!π°]) ?(%|(?:°|[ /*-]*{NO}(?:"(?:{NO}[^"\d,;])*"|\b(?:[ckm]?m|k?g'
                   r'|s|ft|in|m[il]|hr|lb|[ap]m|per|min|mph|[A-Za-z]{4,})\b)(?:\^\{?\d\}?)?)+) ?$')
