@@ -1352,9 +1352,12 @@ def test_a_plan_reacts_as_it_should(plan, capsys):
     assert base["GB sampling: keys and values"] == f"{57344 * 4096 * 128 * 29 / 28 / 1e9:.1f}"
     assert base["fits 80, 141, 192 GB"] == "yes, yes, yes"
     rows = base["sample_rows that fit 80, 141, 192 GB"].split(", ")[0]
-    for n, fits in ((int(rows), "yes"), (int(rows) + 16, "no")):
+    short = base["the same if answers are short"].split(", ")[0]
+    for n, fits in ((int(rows), "yes"), (int(rows) + 16, "if short"), (int(short), "if short"),
+                    (int(short) + 16, "no")):
         other = figures(plan, capsys, "--preset", "7b", "--gpus", "8", "--sample_rows", str(n))
         assert other["fits 80, 141, 192 GB"].split(", ")[0] == fits
+        assert (other["hours on H100 (s sampling + training)"] == "-") == (fits == "no")
     more = figures(plan, capsys, "--preset", "7b", "--gpus", "16", "--tp", "2")
     assert more["TP x FSDP"] == "2 x 8" and more["GB always: weights"] == "1.9"
     assert more["GB sampling: gathered"] == "7.6"
@@ -1610,7 +1613,8 @@ SAME = {
         ("2^{100}", "1267650600228229401496703205376")],
     "decimals": [
         (".5", "0.5"), ("0.5", "1/2"), ("2.50", "5/2"), ("3.75e9", r"3.75\times10^9"),
-        ("5. cm", "5 cm"), (r"3.75 \times 10^{9}", "3750000000"), ("10^{-3}", "0.001"), ("1.5e-3", "0.0015"),
+        ("5. cm", "5 cm"), (r"3.75 \times 10^{9}", "3750000000"), ("10^{-3}", "0.001"),
+        ("1.5e-3", "0.0015"),
         (r"2\cdot 10^3", "2000"), ("5 × 10^−2", "0.05")],
     "fractions": [
         (r"\frac{7}{12}", "14/24"), ("2/4", r"\frac12"), (r"\dfrac{1}{2}", r"\tfrac12"),

@@ -15,7 +15,10 @@ Bytes a rank holds: these always, and one of the three below them,
 sampling
   bf16 weights gathered over FSDP, not over TP: 2 N / tp
   keys and values 4 L k / tp a token, at worst sample_rows answers of max_prompt + max_new tokens,
-  and one layer's again, while copied to grow; logits 28 V a row: bf16, and fp32 for top_p
+  and one layer's again, while copied to grow. Ended answers leave, so if lengths are as below far
+  less is held, at the fullest moment the maximum over t of exp(-t / mean_new) (max_prompt + t) an
+  answer: what fits then only is said to fit "if short", for it does not if many answers ramble on;
+  logits 28 V a row: bf16, and fp32 for top_p
 training, on a micro-batch of T = max(micro_tokens, max_prompt + max_new) tokens
   inputs of all layers 2 h L T; (10 h + (4 a + 4 k + 14 f) / tp) T in the layer that is recomputed
   and in backward; logits 18 V a token of a chunk
@@ -110,13 +113,22 @@ def state_bytes(local: int) -> dict[str, int]:
     """What a rank always holds of the model, from the number of parameters in its shards."""
     return {"weights": 4 * local, "gradients": 4 * local, "AdamW's moments": 8 * local}
 
-def phase_bytes(cfg: nft.Config, s: SimpleNamespace, rows: int) -> dict[str, dict[str, float]]:
-    """What a rank holds besides, by phase, with `rows` answers side by side in sampling."""
+def mean_new(cfg: nft.Config, args: argparse.Namespace) -> float:
+    return args.mean_new or cfg.max_new / 4
+
+def held_tokens(cfg: nft.Config, args: argparse.Namespace) -> float:
+    """Tokens in the cache at its fullest, for each answer that sampling began with."""
+    mean = mean_new(cfg, args)
+    return max(math.exp(-t / mean) * (cfg.max_prompt + t) for t in range(cfg.max_new))
+
+def phase_bytes(cfg: nft.Config, s: SimpleNamespace, rows: int, held: float | None = None):
+    """What a rank holds besides, by phase, with `rows` answers side by side in sampling, of `held`
+    tokens each in the cache at its fullest, by default the most that there can be."""
     longest, chunk = cfg.max_prompt + cfg.max_new, 512  # as in nft.token_logps
     T = max(cfg.micro_tokens, longest)
     return {
         "sampling": {"gathered": 2 * s.gathered, "logits": rows * 28 * s.V,
-                     "keys and values": rows * longest * 4 * (s.L + 1) * s.k / s.tp},
+                     "keys and values": rows * (held or longest) * 4 * (s.L + 1) * s.k / s.tp},
         "training": {"gathered": 6 * s.layer + 4 * s.head, "logits": chunk * 18 * s.V,
                      "inputs of layers": 2 * s.h * s.L * T,
                      "one layer": (10 * s.h + (4 * s.a + 4 * s.k + 14 * s.f) / s.tp) * T},
@@ -126,7 +138,7 @@ def work(cfg: nft.Config, args: argparse.Namespace, s: SimpleNamespace, ranks: i
     """An iteration's tokens sampled and trained on; its FLOPs in reading prompts, decoding and
     training; the share of ranks at work in training; and, of each data-parallel rank, the steps of
     decoding and the bytes they move in its memory."""
-    prompt, new = min(args.mean_prompt, cfg.max_prompt), args.mean_new or cfg.max_new / 4
+    prompt, new = min(args.mean_prompt, cfg.max_prompt), mean_new(cfg, args)
     answers, trained = cfg.questions / args.kept_frac * cfg.K, cfg.questions * cfg.K
     # pairs of tokens within a prompt and from an answer on: E[new^2] is 2 new^2 if exponential
     within, after = prompt**2 / 2, prompt * new + min(new, cfg.max_new / 2) * new
@@ -152,12 +164,18 @@ def plan(cfg: nft.Config, args: argparse.Namespace, gpus: int, tp: int) -> dict[
                            f"and value heads, and --fsdp {fsdp} the {ranks} ranks that are left")
     s, rows = shapes(config, tp, fsdp, ranks // fsdp), max(1, cfg.sample_rows // cfg.K) * cfg.K
     always = state_bytes(s.local) | {"reserve": args.reserve * 1e9}
-    phases = phase_bytes(cfg, s, rows)
+    phases, if_short = (phase_bytes(cfg, s, rows, n) for n in (None, held_tokens(cfg, args)))
     held = sum(always.values())
-    peaks = {phase: held + sum(parts.values()) for phase, parts in phases.items()}
-    fits = {size: max(peaks.values()) <= size * 1e9 for size in SIZES}
-    none, one = (held + sum(phase_bytes(cfg, s, n)["sampling"].values()) for n in (0, cfg.K))
-    fit = [max(0, int((size * 1e9 - none) / (one - none))) * cfg.K for size in SIZES]
+    peaks, less = ({phase: held + sum(parts.values()) for phase, parts in each.items()}
+                   for each in (phases, if_short))
+    fits = {size: "yes" if max(peaks.values()) <= size * 1e9 else
+            "if short" if max(less.values()) <= size * 1e9 else "no" for size in SIZES}
+
+    def fitting(tokens: float | None) -> str:
+        none, one = (held + sum(phase_bytes(cfg, s, n, tokens)["sampling"].values())
+                     for n in (0, cfg.K))
+        return ", ".join(str(max(0, int((size * 1e9 - none) / (one - none))) * cfg.K)
+                         for size in SIZES)
     tokens, (reading, decoding, training), busy, steps, moved = work(cfg, args, s, ranks, rows)
     launching = steps * s.L * (args.layer_us or (250 if tp == 1 else 1000)) / 1e6
 
@@ -168,8 +186,9 @@ def plan(cfg: nft.Config, args: argparse.Namespace, gpus: int, tp: int) -> dict[
     lines |= {f"GB at the peak of {phase}": f"{size / 1e9:.1f}" for phase, size in peaks.items()}
     sizes = ", ".join(map(str, SIZES))
     lines |= {
-        f"fits {sizes} GB": ", ".join("yes" if fit else "no" for fit in fits.values()),
-        f"sample_rows that fit {sizes} GB": ", ".join(map(str, fit)),
+        f"fits {sizes} GB": ", ".join(fits.values()),
+        f"sample_rows that fit {sizes} GB": fitting(None),
+        "the same if answers are short": fitting(held_tokens(cfg, args)),
         "M tokens sampled, trained on": ", ".join(f"{n / 1e6:.1f}" for n in tokens),
         "share of ranks at work in training": f"{busy:.0%}",
         "FLOPs of sampling, training": f"{reading + decoding:.1e}, {training:.1e}"}
@@ -178,7 +197,7 @@ def plan(cfg: nft.Config, args: argparse.Namespace, gpus: int, tp: int) -> dict[
         decode = max(moved / bandwidth / args.sample_util, launching)
         sample, train = decode + reading / flops, training / flops / busy
         hours = f"{ITERATIONS * (sample + train) / 3600:.0f} ({sample:.0f} + {train:.0f})"
-        lines[f"hours on {gpu} (s sampling + training)"] = hours if fits[size] else "-"
+        lines[f"hours on {gpu} (s sampling + training)"] = hours if fits[size] != "no" else "-"
     return lines
 
 def main(argv: list[str] | None = None) -> None:
