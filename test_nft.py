@@ -23,6 +23,7 @@ import time
 import weakref
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 os.environ.update(HF_HUB_OFFLINE="1", MPLBACKEND="Agg", CUDA_VISIBLE_DEVICES="")
 
@@ -1363,6 +1364,24 @@ def test_a_plan_reacts_as_it_should(plan, capsys):
     assert more["GB sampling: gathered"] == "7.6"
     assert float(base["FLOPs of sampling, training"].split(", ")[1]) == pytest.approx(
         10 * 7.07e9 * 512 * 16 * (150 + 896), rel=0.1)  # 10 a token and parameter, and attention
+
+def test_a_plan_says_how_many_tokens_the_cache_holds_at_its_fullest(plan, monkeypatch):
+    """If lengths are exponential, as those of a model that is nearly indifferent between tokens."""
+    caches, held, real, repeat = [], [], nft.transformers.Cache, nft.repeat
+    monkeypatch.setattr(nft.transformers, "Cache",
+                        lambda **how: caches.append(real(**how)) or caches[-1])
+    def counting(*args):
+        rows, _, tokens, _ = caches[-1].layers[0].keys.shape
+        held.append(rows * tokens)
+        return repeat(*args)
+    monkeypatch.setattr(nft, "repeat", counting)
+    model = tiny_model(torch.float32, spread=0.02)
+    answers = nft.sample(model, [[1] * 6] * 32, 16, 200, eos_ids=[EOS])
+    cfg = nft.Config(max_prompt=6, max_new=200)
+    mean = SimpleNamespace(mean_new=sum(len(a.tokens) for a in answers) / len(answers))
+    assert max(held) / len(answers) == pytest.approx(
+        plan.held_tokens(cfg, mean, block=nft.BLOCK), rel=0.1)
+    assert max(held) / len(answers) < 0.2 * 206 and max(len(a.tokens) for a in answers) > 80
 
 def test_an_impossible_layout_is_refused_in_a_sentence(plan):
     for flags in (["--tp", "8"], ["--gpus", "6", "--tp", "4"], ["--fsdp", "3"], ["--tp", "16"]):

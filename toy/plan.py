@@ -15,10 +15,10 @@ Bytes a rank holds: these always, and one of the three below them,
 sampling
   bf16 weights gathered over FSDP, not over TP: 2 N / tp
   keys and values 4 L k / tp a token, at worst sample_rows answers of max_prompt + max_new tokens,
-  and one layer's again, while copied to grow. Ended answers leave, so if lengths are as below far
-  less is held, at the fullest moment the maximum over t of exp(-t / mean_new) (max_prompt + t) an
-  answer: what fits then only is said to fit "if short", for it does not if many answers ramble on;
-  logits 28 V a row: bf16, and fp32 for top_p
+  and one layer's again, while copied to grow; logits 28 V a row: bf16, and fp32 for top_p.
+  Ended answers leave after each block of 128 tokens, so if lengths are as below far less is held,
+  at the fullest moment the maximum over t of exp(-(t - 128) / mean_new) (max_prompt + t) an answer.
+  What fits only then is said to fit "if short": it does not if too many answers ramble on
 training, on a micro-batch of T = max(micro_tokens, max_prompt + max_new) tokens
   inputs of all layers 2 h L T; (10 h + (4 a + 4 k + 14 f) / tp) T in the layer that is recomputed
   and in backward; logits 18 V a token of a chunk
@@ -116,10 +116,12 @@ def state_bytes(local: int) -> dict[str, int]:
 def mean_new(cfg: nft.Config, args: argparse.Namespace) -> float:
     return args.mean_new or cfg.max_new / 4
 
-def held_tokens(cfg: nft.Config, args: argparse.Namespace) -> float:
-    """Tokens in the cache at its fullest, for each answer that sampling began with."""
+def held_tokens(cfg: nft.Config, args: argparse.Namespace, block: int = 128) -> float:
+    """Tokens in the cache at its fullest, for each answer that sampling began with; block as
+    nft.BLOCK on a GPU."""
     mean = mean_new(cfg, args)
-    return max(math.exp(-t / mean) * (cfg.max_prompt + t) for t in range(cfg.max_new))
+    return max(math.exp(-max(0, t - block) / mean) * (cfg.max_prompt + t)
+               for t in range(cfg.max_new))
 
 def phase_bytes(cfg: nft.Config, s: SimpleNamespace, rows: int, held: float | None = None):
     """What a rank holds besides, by phase, with `rows` answers side by side in sampling, of `held`
