@@ -170,17 +170,17 @@ def load_model(cfg: Config):
         require(model.generation_config.eos_token_id, "it has no EOS id")
         require(tokenizer.chat_template, "its tokenizer has no chat template")
         require(model.config.get_text_config() is model.config, "it reads more than text")
-        limit = getattr(model.config, "max_position_embeddings", None) or math.inf
-        require(cfg.max_prompt + cfg.max_new <= limit, f"--max_prompt and --max_new exceed {limit}")
+        most = getattr(model.config, "max_position_embeddings", None) or math.inf
+        require(cfg.max_prompt + cfg.max_new <= most, f"--max_prompt and --max_new exceed {most}")
         for part in model.to("cuda" if torch.cuda.is_available() else "cpu").modules():
             part.training = isinstance(part, modeling_layers.GradientCheckpointingLayer)
         model.token_logps = token_logps.__get__(model)
         fsdp.register_fsdp_forward_method(model, "token_logps")  # FSDP gathers weights for it
         with torch.no_grad(), gathered(model, cfg):  # Mamba keeps no keys, Gemma 2 caps its logits
-            answers = sample(model, [[1], [1] * 9], 1, 64, eos_ids=[])
+            answers = sample(model, [[1], [1] * 9], 1, min(64, cfg.max_new), eos_ids=[])
             logp, _ = model.token_logps([[1], [1] * 9], [a.tokens for a in answers])
         gap = (logp - logp.new_tensor([a.logps for a in answers])).abs().mean()
-        require(gap < 0.2, f"log-probs of its samples and of `token_logps` are {gap:.2f} apart")
+        require(gap < (0.2 if dtype.itemsize < 4 else 0.01), f"sampled log-probs are {gap:.2f} off")
     except Exception as error:  # transformers, tokenizers and safetensors raise many kinds
         raise RunError(f"--model {cfg.model}: {error} {error.__cause__ or ''}") from error
     return model, tokenizer
@@ -436,7 +436,7 @@ def open_run(cfg: Config, state: dict) -> Path:
     if RANK == 0:
         old = json.loads(file.read_text()) if (file := out / "config.json").exists() else config
         ours = file.exists() and (any(out.glob("checkpoint/0*")) or not (out / "final").exists())
-        require(ours or not any(out.glob("*.jsonl")), f"--out {out} holds .jsonl, no checkpoint")
+        require(ours or not any(out.glob("*.jsonl")), f"--out {out} holds logs but no checkpoint")
         other = {k for k in config if config[k] != old.get(k)} - {
             "out", "iterations", "save_every", "sample_rows", "micro_tokens"}
         require(not other, f"--out {out} holds a run with other {', '.join(other)}: choose another")
@@ -515,6 +515,6 @@ def main(argv: list[str] | None = None) -> None:
     except (RunError, OSError, ImportError, safetensors.SafetensorError) as error:
         sys.exit(f"nft.py: {' '.join(str(error).split())}")
     except dcp.api.CheckpointException as error:
-        sys.exit(f"nft.py: cannot write or read a checkpoint: {error.failures.popitem()[1][0]}")
+        sys.exit(f"nft.py: checkpoint damaged or disk full: {error.failures.popitem()[1][0]!r}")
 if __name__ == "__main__":
     main()

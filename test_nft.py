@@ -915,7 +915,7 @@ def test_a_damaged_checkpoint_ends_in_a_sentence_and_the_one_before_it_resumes(
     shutil.rmtree(out / "final")
     damage(next((out / "checkpoint/000004").glob("*.distcp")))
     before = {path: file for path, file in contents(out).items() if path.name != "config.json"}
-    assert "cannot write or read a checkpoint" in refusal(capsys, argv(world, out=out))
+    assert "checkpoint damaged or disk full" in refusal(capsys, argv(world, out=out))
     assert before.items() <= contents(out).items()
     shutil.rmtree(out / "checkpoint/000004")
     assert result(run(world, out)) == result(finished[0])
@@ -1019,7 +1019,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_in_a_sentence_with_the_last_on
     with monkeypatch.context() as patch:
         patch.setattr(dcp.FileSystemWriter, "write_data", dcp.FileSystemWriter.write_data)
         at_call(2, dcp.FileSystemWriter, "write_data", refuse)
-        with pytest.raises(SystemExit, match=f"^nft.py: cannot write .*checkpoint.*{where}$"):
+        with pytest.raises(SystemExit, match=f"^nft.py: checkpoint .*disk full.*{where}"):
             run(world, out)  # it saves after the second iteration and after the fourth
     assert [each.name for each in sorted((out / "checkpoint").glob("0*"))] == ["000002"]
     assert result(run(world, out)) == result(finished[0])
@@ -1584,13 +1584,13 @@ def broken(tmp_path_factory):
 @pytest.mark.parametrize("words, flags", [
     ("absent", dict(model="absent")), ("no_tokenizer", dict(model="no_tokenizer")),
     ("no_eos.*EOS", dict(model="no_eos")), ("not finite: the weights", dict(model="has_nan")),
-    ("capped.*apart", dict(model="capped")), ("dropout.*apart", dict(model="dropout")),
-    ("mamba.*apart", dict(model="mamba")), ("short.*--max_prompt.* 60$", dict(model="short")),
+    ("capped.* off", dict(model="capped")), ("dropout.* off", dict(model="dropout")),
+    ("mamba.* off", dict(model="mamba")), ("short.*--max_prompt.* 60$", dict(model="short")),
     ("vision.*more than text", dict(model="vision")),
     ("no/such", dict(train="no/such")), ("sums.jsonl.*question", dict(max_prompt=2)),
     ("right and wrong", dict(train="hopeless.jsonl")),
     ("a_file", dict(out="a_file")), ("other_run.*lr", dict(out="other_run", lr=0.02)),
-    ("holds .jsonl", dict(out=".")), ("a name of its own", dict(eval="few.jsonl,x/few.jsonl")),
+    ("holds logs", dict(out=".")), ("a name of its own", dict(eval="few.jsonl,x/few.jsonl")),
     ("--eval", dict(eval="")),
     ("--K", dict(K=1)), ("--iterations", dict(iterations=0)), ("--questions", dict(questions=0)),
     ("--temperature", dict(temperature=0)), ("--temperature", dict(temperature="nan")),
