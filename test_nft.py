@@ -1651,7 +1651,7 @@ SAME = {
         ("70 miles per hour", "70"), (r"90^{\circ}", "90°"),
         (r"\frac{16}{27}\text{ gallons}", "16/27"), (r"36\sqrt{7}cm^{3}", r"36\sqrt7"),
         ("5 miles", r"5\text{ mile}"), ("5 cm^2", "5 cm^{2}"), (r"25^\circ\text{C}", "25"),
-        (r"12\text{ cm}^2", "12 cm^{2}")],
+        (r"12\text{ cm}^2", "12 cm^{2}"), ("12 units squared", "12"), (r"5\,g", "5")],
     "radicals": [
         (r"\sqrt{8}", r"2\sqrt2"), (r"\frac{\sqrt{2}}{2}", r"\frac{1}{\sqrt{2}}"),
         (r"\sqrt[3]{27}", "3"), (r"\sqrt[3]{-8}", "-2"), ("√2", r"\sqrt{2}"),
@@ -1669,7 +1669,8 @@ SAME = {
         (r"\sin(30^\circ)", "1/2"), (r"\sin^2 x+\cos^2 x", "1"), (r"\tan^2(y)+1", r"\sec^2(y)"),
         (r"\arctan 1", r"\pi/4"), (r"\sin^{-1}(1)", r"\pi/2"), (r"2\sin b\cos a", r"2\cos a\sin b"),
         (r"\frac{\ln 8}{\ln 2}", "3"), (r"\left|-5\right|", "5"), (r"\sin 2x", r"2\sin x\cos x"),
-        (r"\exp(2)", "e^2")],
+        (r"\exp(2)", "e^2"), (r"\lfloor 7/2\rfloor^2", "9"), ("x^{200}-1", "-1+x^{200}"),
+        ("(x^2+1)^{100}", "(1+x^2)^{100}")],
     "expressions": [
         ("x^2+2x+1", "(x+1)^2"), ("2-2p", "-2p+2"), (r"\frac{x+2}{7}", r"\frac{x}{7}+\frac{2}{7}"),
         ("x(x-3)", "x^2-3x"), (r"\frac{1}{3\sqrt[3]{x}^2}", r"\frac{1}{3x^{2/3}}"), ("ab", "ba"),
@@ -1682,7 +1683,9 @@ SAME = {
         ("34x+45y-20z+100=0", "-34x-45y+20z-100=0"), ("x=2", "2x=4"), ("(x,y)=(1,0)", "(1,0)"),
         (r"x=1/3\approx0.333", "1/3"), (r"x\approx11", "11"), ("2+2=4", "4"),
         ("x=1, y=2", "y=2, x=1"), ("n=5 cm", "5"), ("a_n = 2n+1", "2n+1"), ("x_1=2, x_2=3", "2,3"),
-        ("3x-y=2", "y=3x-2"), ("f'(x)=2x+1", "2x+1"), ("y'=2x", "2x")],
+        ("3x-y=2", "y=3x-2"), ("f'(x)=2x+1", "2x+1"), ("y'=2x", "2x"),
+        ("f'(x)=2x+1", "f'(x)=1+2x"), ("y''+y=0", "y+y''=0"), ("f'(2)=5", "f'(2)=5.0"),
+        (r"36\pi\approx113.1", r"36\pi")],
     "inequalities": [
         ("x<3", "3>x"), ("x>=5", r"x\geq 5"), ("-x>-1", "x<1"), (r"1<x\le 3", r"3\ge x>1"),
         ("x≠3", r"x\neq 3"), ("2x<6", "x<3"), ("a<b<c", "c>b>a")],
@@ -1760,11 +1763,13 @@ DIFFERENT = {
         ("x=3", "x<3"), ("(x,y)=(1,0)", "(a,b)=(2,3)"),
         (r"\cos\pi=-1,\sin\pi=0", r"\cos\frac{\pi}{2}=0,\sin\frac{3\pi}{2}=-1"),
         ("a_{n+2}", "a_{n-2}"), (r"(-\infty,0)\cup(1,\infty)", r"(-\infty,0)\cup(2,\infty)"),
-        ("x^2=4", "x=2"), ("f(0)=3", "f(0)=5"), (r"P(0)=\frac12", "P(0)=1"), ("f(0)<3", "f(0)<9"),
+        ("x^2=4", "x=2"), (r"2\,x", "2"), (r"3+2\,i", "5"), (r"\pi\,r^2", r"\pi"),
+        ("f(0)=3", "f(0)=5"), (r"P(0)=\frac12", "P(0)=1"), ("f(0)<3", "f(0)<9"),
         (r"\pi<x<2\pi", r"(-\infty,2\pi)"), ("f'(x)=5", "f(x)=5")],
     "what is not read": [
         (r"0.\overline{3}", "0"), (r"0.\overline{3}", r"0.\overline{6}"), ("0.(3)", "0"),
         ("P(A|B)", "P(B|A)"), ("f'(x)g(x)", "f(x)g'(x)"), (r"\overline{A}B", r"A\overline{B}"),
+        (r"\overline{A}B", r"\overline{B}A"),
         (r"3 \pmod{7}", r"7 \pmod{3}"), (r"p\to q", r"q\to p"), (r"A\setminus B", r"B\setminus A"),
         ("6!!", r"2\cdot3!!")],
     "text": [
@@ -1804,7 +1809,7 @@ GRADED = [          # text, gold, right?
     (r"\boxed{" + "7" * 5000 + "}", "7" * 5001, False)]
 HOSTILE = {         # kept in a box; none is 42, and none may take long, grow, or raise
     "tower": "9^{9^{9^{9}}}", "power": "2^(10^10)", "factorial": "(10^9)!", "factorials": "9!!!!!!",
-    "complex factorials": "(x+i)" + " !" * 230,
+    "blanks": " " * 9980, "complex factorials": "(x+i)" + " !" * 230,
     "binomial": r"\binom{10^9}{5\cdot10^8}", "exponential": r"e^{e^{e^{e^{9}}}}",
     "exponent": "1e999999999", "digits": "9" * 10**6, "commas": "," * 20000, "spaces": " " * 10**6,
     "braces": "{" * 10**4 + "1" + "}" * 10**4, "brackets": "(" * 10**4, "bars": "|" * 900,

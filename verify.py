@@ -7,7 +7,7 @@ one of the other's. `grade` alone rounds, to a decimal gold of 3 digits or more:
 """
 import functools, json, mpmath, random, re, sys
 from unicodedata import normalize
-MAX_CHARS, MAX_TOKENS, LIMIT, TINY = 1000, 250, 2.0 ** 525, 1e-150  # beyond these: text only
+MAX_CHARS, MAX_TOKENS, LIMIT, TINY = 1000, 250, 2 ** 525, 1e-150  # beyond these: text only
 MP = mpmath.mp.clone()  # threads share it; its binomial may leave it more digits, never fewer
 MP.dps = 200
 FUNCTIONS = "sinh cosh tanh asin acos atan arcsin arccos arctan sin cos tan ln log fabs".split()
@@ -21,32 +21,32 @@ ALIAS = {word: f" {head} " for head, *tail in map(str.split, GROUPS.split("¦"))
 KNOWN, BRACED = "|".join([*FUNCTIONS, "or"]), r"(?:\{(?:[^{}]|\{[^{}]*\})*\}|\w)"
 REWRITES = [(re.compile(pattern), new) for pattern, new in [
     (r"(?s)\A(?!.*(?<!\\)\\begin).*", lambda text: text[0].replace(r"\\", "\\")),  # ends no row
-    (r"\{,\}|,\\! ?", ","), (r"(?<=[\d)}i])(?:\\[,;: ]|~) ?([A-Za-z])\b", r" \\text{\1}"),
+    (r"\{,\}|,\\! ?", ","), (r"(?<=[\d)}i])(?:\\[,;: ]|~) ?([CFKLVgms])\b", r" \\text{\1}"),
     ("[⁻⁰¹²³⁴-⁹]+", lambda sup: "^{" + normalize("NFKC", sup[0]) + "}"), (r"\\right ?\.", r"\\}"),
     (r"\\?[A-Za-z]+|\\.|[^\w\s]|½", lambda word: ALIAS.get(word[0], word[0])),  # its group's first
     (r"(?:\\?[\s~])+", " "), (r" ?([][{}()^_|/=<>≈∈]) ?", r"\1"), (r"^ |(?<!\.)[ .,:]{1,2}$", ""),
     (r"\\begin\{[pbB]?(?:matrix|array)\}(?:\{[\w|]+\})?", "(("), (r"(?:\),\()?\\end\{\w+\}", "))"),
     (r"\\(?:text\w*|mathrm|mbox|operatorname)\{([^{}]*)\}", r' "\1"'), (r"\^\{?°\}?", "°"),
     (rf'" ?({KNOWN}|,) ?"', r" \1 "), (r"\{([^{}]*)\\choose([^{}]*)\}", r"\\binom{\1}{\2}"),
-    (r'(?i)^[ "]*(?:the )?(?:final )?answer[ "]*(?:is)?[ "=:]*', ""), (r"([\d})])≈[^,]*", r"\1"),
+    (r'(?i)^[ "]*(?:the )?(?:final )?answer[ "]*(?:is)?[ "=:]*', ""), (r"([\d})π])≈[^,]*", r"\1"),
     ("≈", "="), (r"^\w∈", ""), (r"^\\\{\w[|:](.*)\\\}$", r"\1"), (r"\\\{\\\}", "∅"),  # {x | x > 1}
     (".*±.*", lambda s: " or ".join(s[0].replace("±", c) for c in "+-")), (r", *(?=,|or\b)", ""),
     (r'^[ "(]*([A-Z])[ ")]*$', r"\1"), (r"\\mathbb\{?R\}?|ℝ", "(-∞,∞)"), (r"_\{(\w)\}", r"_\1"),
     (rf"\\({KNOWN})(?![A-Za-z])", r" \1 "), (rf"log ?_({BRACED})", r"\\base\1 ln "),
-    (r"(sin|cos|tan) ?\^\{-1\}", r"arc\1 "), (rf"({KNOWN}) ?\^({BRACED})", r"\\raise\2\1 "),
+    (r"(sin|cos|tan) ?\^\{-1\}", r"arc\1 "), (rf"(?<!o)({KNOWN}) ?\^({BRACED})", r"\\raise\2\1 "),
     (r"\|([^|]*)\|", r"{fabs{\1}}"), *2 * [(r"(\\frac(\{[^{}]*\})?) ?(\d)", r"\1{\3}")],  # \frac12
     (r"(?<![\w.^}])(\d+)(?: (\d+)/(\d+)(?![\d.])| ?\\frac\{(\d+)\}\{(\d+)\})", r"(\1+\2\4/\3\5)"),
     (r"(?<![\d.,])[1-9]\d{0,2}(?:[, ]\d{3})+(?!\d|,\d|[^(\[]*(?:[)\]]|\\\}))",  # 1,234, not (1,234)
      lambda n: re.sub(r"\D", "", n[0])), (r"\\sqrt(?!\[)", r"\\sqrt[2]"), (r"\\([{}])", r"\1")]]
-TOKEN = re.compile(rf"(?:\d[\dA-F]*|[^\W\d_])_{BRACED}|\.?\d+(?:\.\d+)*(?:\.(?!\())?"
+TOKEN = re.compile(rf"[^\W\d_]'+|(?:\d[\dA-F]*|[^\W\d_])_{BRACED}|\.?\d+(?:\.\d+)*(?:\.(?!\())?"
                    rf"(?:[eE][-+]?\d{{1,3}}(?!\w))?|!!+|[<>!]=|\\(?:[A-Za-z]+|.)|{KNOWN}|\S")
 LABEL = re.compile(r"(^|,|or) ?(?:[^\W\d]+(?:_\w)?|\\\w+)?'*(?:\^\{-1\})?(?:\(\w(?:, ?\w)*\))?=")
-NO = r"(?!(?i:\b(?:or|if|(?:hundred|thousand|[mbt]r?illion|dozen)s?|squared|cubed)\b))"  # 5 dozen
+NO = r"(?!(?i:\b(?:or|if|(?:hundred|thousand|[mbt]r?illion|dozen)s?|(?<![a-z] )(?:squar|cub)ed)\b))"
 UNIT = re.compile(rf'(?<=[\d)}}\]!π°]) ?(%|(?:°|[ /*-]*{NO}(?:"(?:{NO}[^"\d,;])*"|\b(?:[ckm]?m|k?g'
                   r'|s|ft|in|m[il]|hr|lb|[ap]m|per|min|mph|[A-Za-z]{4,})\b)(?:\^\{?\d\}?)?)+) ?$')
 WORD = re.compile(rf"(?i)(?<![\\a-z])(?!(?:{KNOWN})[a-z]?\b)(?:no\b|(?=[a-z]{{3}})[a-z]+[aeiou])")
 ADJACENT = re.compile(rf"\\boxed ?{BRACED}(?:[\s$,;(){{}}[\]\\]|\b(?:text|q?quad|or|and)\b)*$")
-LEVELS = r"""| ' . !! \prime \overline \bar \dot \mod \bmod \pmod \to \subset \subseteq \setminus
+LEVELS = r"""| ' . !! \prime \overline \dot \mod \bmod \pmod \to \subset \subseteq \setminus
 : _ ) ] } \rfloor \rceil ¦ or ¦ , ¦ = < > <= >= != ¦ + - ¦ * / ¦ ¦ ^ ¦ ! % °"""  # loose to tight
 LEVEL = {sign: level for level, signs in enumerate(LEVELS.split("¦")) for sign in signs.split()}
 SIGNS, RELATIONS, LOOSE, NEAR, TIGHT = {*LEVEL}, "= < > <= >= !=".split(), 5, 6, 9  # 2*x, 2x, f(x)
@@ -88,9 +88,9 @@ def number(tree):  # its values at the sample points, or the one value where not
         n, _, base = tree.partition("_")
         values = [CONSTANTS.get(tree) or MP.mpf(int(n, int(base.strip("{}"))) if base else n)]
     else:
-        draw = random.Random(tree + "4997")  # which gives x and y, a and b... their signs apart
+        draw = random.Random(tree + "4997")  # by which x, y, z, t, or a to d... differ in sign
         values = [MP.mpf(x * draw.uniform(1, 1.1)) for x in draw.sample([-6.4, -.6, .6, 3, 6.4], 5)]
-    if not all(abs(x) < LIMIT for x in values) and "∞" not in tree:
+    if tree in LEVEL or not sum(map(abs, values)) < LIMIT ** len(values) and "∞" not in tree:
         raise OverflowError("undefined or too large")
     return values[:1] if len(set(values)) == 1 else values
 def rounded(xs, digits=0):  # without the last digits, all errors, or to those of a decimal gold
@@ -144,7 +144,7 @@ def extract_answer(text: str) -> str | None:
     for brace in re.finditer(r"\\[\\{}]|[{}]", rest[:10 * MAX_CHARS]):
         depth += (brace[0] == "{") - (brace[0] == "}")
         if depth <= 0:
-            return (re.findall(r"\A\s*\{\s*(.*\S)", rest[:brace.start()], re.S) or [None])[0]
+            return rest.lstrip()[:1] == "{" and rest[:brace.start()].lstrip()[1:].strip() or None
 def equal(a: str, b: str, rounding: bool = False) -> bool:
     """Do two answers denote the same object? With `rounding`, or does `a` round to `b`?"""
     if a == b or max(len(a), len(b)) > MAX_CHARS or a.isdecimal() and b.isdecimal():
