@@ -7,7 +7,7 @@ one of the other's. `grade` alone rounds, to a decimal gold of 3 digits or more:
 """
 import functools, json, mpmath, random, re, sys
 from unicodedata import normalize
-MAX_CHARS, MAX_TOKENS, LIMIT, TINY = 1000, 250, 2 ** 525, 1e-150  # beyond these: text only
+MAX_CHARS, MAX_TOKENS, BITS, TINY = 1000, 250, 525, 1e-150  # beyond these: text only
 MP = mpmath.mp.clone()  # threads share it; its binomial may leave it more digits, never fewer
 MP.dps = 200
 FUNCTIONS = "sinh cosh tanh asin acos atan arcsin arccos arctan sin cos tan ln log fabs".split()
@@ -71,7 +71,7 @@ def power(x, y):
     whole = MP.nint(105 * y.real)
     flip = not x.imag and x.real < 0 and abs(105 * y - whole) < TINY  # its odd roots are real
     result = (-x if flip else x) ** y * (-1) ** int(flip * whole % 2) if MP.mag(y) < 64 else MP.inf
-    return result if not result or abs(result) > 1 / LIMIT else MP.inf
+    return result if not result or MP.mag(result) > -BITS else MP.inf
 CONSTANTS = {"π": +MP.pi, "e": +MP.e, "i": MP.j, "∞": MP.inf}
 OPERATIONS = {word: getattr(MP, word.replace("arc", "a")) for word in FUNCTIONS} | {
     "+": lambda *xs: sum(xs), "-": lambda x, *y: x - y[0] if y else -x, "*": MP.fmul, "/": MP.fdiv,
@@ -90,7 +90,7 @@ def number(tree):  # its values at the sample points, or the one value where not
     else:
         draw = random.Random(tree + "4997")  # by which x, y, z, t, or a to d... differ in sign
         values = [MP.mpf(x * draw.uniform(1, 1.1)) for x in draw.sample([-6.4, -.6, .6, 3, 6.4], 5)]
-    if tree in LEVEL or not sum(map(abs, values)) < LIMIT ** len(values) and "∞" not in tree:
+    if tree in LEVEL or not MP.mag(sum(map(abs, values))) < BITS * len(values) and "∞" not in tree:
         raise OverflowError("undefined or too large")
     return values[:1] if len(set(values)) == 1 else values
 def rounded(xs, digits=0):  # without the last digits, all errors, or to those of a decimal gold
