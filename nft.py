@@ -305,13 +305,13 @@ Row = namedtuple("Row", "q a text r r_hat")  # Question, Answer, its text; a que
 def rollout(model, tokenizer, questions: list[Question], keys, K: int, cfg: Config, **how):
     """K rows a question, sampled and graded in shares; how: `sample`'s seed, temperature, top_p."""
     first, last = len(questions) * SHARE // SHARES, len(questions) * (SHARE + 1) // SHARES
-    rows, step = [], max(1, cfg.sample_rows // K)
+    rows, step, vocab = [], max(1, cfg.sample_rows // K), max(tokenizer.get_vocab().values()) + 1
     with gathered(model, cfg):
         for at in range(first, last, step):
             part = slice(at, min(at + step, last))
             answers = sample(model, [q.tokens for q in questions[part]], K, cfg.max_new,
-                             eos_ids=model.generation_config.eos_token_id, keys=keys[part],
-                             vocab=max(tokenizer.get_vocab().values()) + 1, **how)
+                             eos_ids=model.generation_config.eos_token_id, vocab=vocab,
+                             keys=keys[part], **how)
             texts = tokenizer.batch_decode([a.tokens for a in answers], skip_special_tokens=True)
             asked = [q for q in questions[part] for _ in range(K)]
             r = [float(a.finished and grade(t, q.answer)) for q, a, t in zip(asked, answers, texts)]

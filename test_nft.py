@@ -767,16 +767,16 @@ def test_the_largest_ratio_is_that_of_a_token_and_not_of_padding(world):
             for row, logp in zip(rows, logps)]
     assert update(model, rows, cfg, lr=0.0)["R_max"] == pytest.approx(math.exp(-0.5), rel=1e-9)
 
-@pytest.mark.parametrize("loss, algo", [(nft.nft_loss, "nft"), (nft.grpo_loss, "dapo")])
-def test_metrics_of_an_update_are_sums_and_means_of_its_tokens(world, loss, algo):
+@pytest.mark.parametrize("loss, how, algo", [(nft.nft_loss, {}, "nft"),
+                                             (nft.grpo_loss, dict(clip_high=0.28), "dapo")])
+def test_metrics_of_an_update_are_sums_and_means_of_its_tokens(world, loss, how, algo):
     cfg, model, rows = off_policy(world, algo=algo, minibatches=1, micro_tokens=40)
     logp, mask = nft.token_logps(model, [row.q.tokens for row in rows],
                                  [row.a.tokens for row in rows], temperature=0.8, vocab=VOCAB)
     old = torch.nn.utils.rnn.pad_sequence([torch.tensor(row.a.logps) for row in rows], True)
     r, r_hat = torch.tensor([(row.r, row.r_hat) for row in rows]).split(1, 1)
-    how = dict(clip_high=0.28) if algo == "dapo" else {}
     loss_sum, _ = loss(logp, old.to(logp), r, r_hat, mask, **how)
-    R, (tokens,) = (logp - old).exp(), mask.sum()[None].tolist()
+    R, tokens = (logp - old).exp(), mask.sum()
     held = (r == 0) & (r_hat * R > r_hat) if algo == "nft" else (
         (r == 1) & (R > 1.28) | (r == 0) & (R < 0.8))
     grads = torch.autograd.grad(loss_sum / tokens, model.parameters())
@@ -794,7 +794,7 @@ def test_the_norm_told_is_the_mean_over_the_steps(world):
     both = update(model, rows, dataclasses.replace(cfg, minibatches=2), lr=0.0)["grad_norm"]
     assert both == pytest.approx(sum(norms) / 2, rel=1e-9) and norms[0] != norms[1]
 
-def test_in_bfloat16_weights_stay_in_fp32_and_activations_are_recomputed(world, monkeypatch):
+def test_in_bfloat16_weights_stay_in_fp32_and_activations_are_recomputed(world):
     passes = {}
     for dtype in ("float32", "bfloat16"):
         cfg, model, rows = off_policy(world, dtype=dtype, minibatches=1)
