@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import time
+import timeit
 import weakref
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
@@ -1942,10 +1943,15 @@ def test_grade_never_raises_and_equal_is_symmetric(text):
        st.integers(0, 30), st.sampled_from(PIECES))
 def test_a_mutated_answer_costs_no_time_and_equals_itself(answer, at, piece):
     mutant = answer[:at] + piece + answer[at + 1:]
-    start = time.process_time()
-    assert verify.equal(mutant, mutant) == bool(mutant.strip())
-    verify.equal(mutant, answer)
-    assert time.process_time() - start < 0.2
+
+    def compare():
+        verify.read.cache_clear(), verify.number.cache_clear()
+        assert verify.equal(mutant, mutant) == bool(mutant.strip())
+        verify.equal(mutant, answer)
+
+    # this thread's own time, and timeit stops the garbage collector: late in a run one pass of it
+    # over all that the tests hold takes half a second
+    assert min(timeit.repeat(compare, number=1, repeat=2, timer=time.thread_time)) < 0.05
 
 @pytest.mark.parametrize("gold", ["", "  ", "$$", "x+", r"\frac{1}{2", "1/0", "7" * 9999, 7, None])
 def test_a_gold_that_nothing_could_equal_is_refused(gold):
