@@ -21,8 +21,6 @@ import datasets, matplotlib.figure, numpy as np, pandas as pd, safetensors, torc
 from torch import Tensor, distributed as dist, nn
 from torch.distributed import checkpoint as dcp, fsdp
 from tqdm import tqdm
-from transformers import cache_utils, modeling_layers
-from transformers.distributed import DistributedConfig
 from verify import check_gold, extract_answer, grade
 # ---------------------------------------------------------------- the method: tensors to tensors
 def max_v(x: Tensor, eps: float) -> Tensor:
@@ -161,8 +159,8 @@ def load_model(cfg: Config):
     require(WORLD % TP == 0 == SHARES % size, f"bad NFT_TP={TP}, NFT_FSDP={FSDP} for {WORLD} ranks")
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(cfg.model)
-        layout = DistributedConfig(tp_size=TP, fsdp_size=size, dp_replicate_size=SHARES // size,
-                                   fsdp_mixed_precision=dtype == torch.bfloat16)
+        layout = dict(tp_size=TP, fsdp_size=size, dp_replicate_size=SHARES // size,
+                      fsdp_mixed_precision=dtype == torch.bfloat16)
         model = transformers.AutoModelForCausalLM.from_pretrained(
             cfg.model, dtype=torch.promote_types(dtype, torch.float32), distributed_config=layout)
         eos = {*np.ravel(model.generation_config.eos_token_id).tolist(), tokenizer.eos_token_id}
@@ -173,7 +171,7 @@ def load_model(cfg: Config):
         most = getattr(model.config, "max_position_embeddings", None) or math.inf
         require(cfg.max_prompt + cfg.max_new <= most, f"--max_prompt and --max_new exceed {most}")
         for part in model.to("cuda" if torch.cuda.is_available() else "cpu").modules():
-            part.training = isinstance(part, modeling_layers.GradientCheckpointingLayer)
+            part.training = isinstance(part, transformers.GradientCheckpointingLayer)
         model.token_logps = token_logps.__get__(model)
         fsdp.register_fsdp_forward_method(model, "token_logps")  # FSDP gathers weights for it
         with torch.no_grad(), gathered(model, cfg):  # Mamba keeps no keys, Gemma 2 caps its logits
@@ -250,7 +248,7 @@ def pick(logits: Tensor, u: Tensor, temperature: float, top_p: float) -> tuple[T
     token = torch.searchsorted(cdf, cdf[:, -1:] * u[:, None], right=True).clamp(max=len(cdf.T) - 1)
     return token[:, 0], logp.gather(-1, token)[:, 0].double()
 Answer = namedtuple("Answer", "tokens logps finished")  # ids with EOS; log-probs; ended by EOS?
-class Layer(cache_utils.StaticLayer):  # of a cache: keys as the values, not in RoPE's fp32
+class Layer(transformers.StaticLayer):  # of a cache: keys as the values, not in RoPE's fp32
     def update(self, key, value, *_, **__):
         return super().update(key.to(value.dtype), value)
 BLOCK = 128 if torch.cuda.is_available() else 8  # decoding steps between looks for ended answers
@@ -321,8 +319,7 @@ def rollout(model, tokenizer, questions: list[Question], keys, K: int, cfg: Conf
 def collect(model, tokenizer, data: list[Question], cfg: Config, drawn: int, rounds: int = 10):
     """Algorithm 1, lines 5-9: ask until cfg.questions are mixed -> rows to train on, metrics.
     drawn: questions drawn before, from an endless stream of shuffled passes over `data`."""
-    began, rows, kept = time.time(), [], []
-    _, _, mixed_only = ALGORITHMS[cfg.algo]
+    began, rows, kept, (_, _, mixed_only) = time.time(), [], [], ALGORITHMS[cfg.algo]
     while rounds > 0 and len(kept) < cfg.questions * cfg.K:
         kept_frac = max(len(kept), 1) / max(len(rows), 1)  # so far; 1 in the first round
         n = math.ceil((cfg.questions - len(kept) // cfg.K) / max(kept_frac, 0.3))
@@ -512,9 +509,12 @@ def main(argv: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", ".*torch.distributed is disabled")  # one process saves too
     try:
         train(parse_args(argv))
+        time.sleep(dist.is_initialized())  # 1 s: gloo threads abort if Python ends before them
     except (RunError, OSError, ImportError, safetensors.SafetensorError) as error:
         sys.exit(f"nft.py: {' '.join(str(error).split())}")
     except dcp.api.CheckpointException as error:
         sys.exit(f"nft.py: checkpoint damaged or disk full: {error.failures.popitem()[1][0]!r}")
 if __name__ == "__main__":
     main()
+    if dist.is_initialized():
+        dist.destroy_process_group()

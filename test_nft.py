@@ -1276,6 +1276,20 @@ def test_a_rank_that_dies_ends_the_job(world, tmp_path):
     done = train_in(2, ({"NFT_FSDP": "1"}, argv(world, out=tmp_path / "run"), dies), timeout=60)
     assert done.returncode != 0 and "SIGKILL" in done.stderr
 
+ENDS = """
+import atexit, runpy, sys, time, torch
+slept, sleep = [], time.sleep
+time.sleep = lambda seconds: slept.append(seconds) or sleep(seconds)
+atexit.register(lambda: print("ends", slept[-1:], torch.distributed.is_initialized(), flush=True))
+runpy.run_path("nft.py", run_name="__main__")
+"""
+
+def test_a_run_ends_its_groups_and_waits_for_their_threads_before_python_does(world, tmp_path):
+    """A thread of gloo that frees a tensor while Python ends aborts the process, whose status is
+    then -6: one run in hundreds, and most of four processes whose gloo threads are starved."""
+    done = torchrun(2, ENDS, *argv(world, out=tmp_path / "run", eval_only=True))
+    assert done.returncode == 0 and done.stdout.count("ends [True] False") == 2, done.stderr[-9000:]
+
 # ---------------------------------------------------------------- toy/plan.py
 HOLDING = """
 import json, os, sys, torch, transformers
