@@ -1273,7 +1273,7 @@ def test_a_checkpoint_of_one_process_is_resumed_by_two(spread, world):
 
 def test_a_rank_that_dies_ends_the_job(world, tmp_path):
     dies = "nft.update = lambda *a, f=nft.update: os.kill(os.getpid(), 9 * nft.RANK) or f(*a)"
-    done = train_in(2, ({"NFT_FSDP": "1"}, argv(world, out=tmp_path / "run"), dies), timeout=60)
+    done = train_in(2, ({"NFT_FSDP": "1"}, argv(world, out=tmp_path / "run"), dies), timeout=120)
     assert done.returncode != 0 and "SIGKILL" in done.stderr
 
 ENDS = """
