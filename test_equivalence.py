@@ -17,6 +17,8 @@ from functools import cache, partial
 from math import hypot, inf, sqrt
 from pathlib import Path
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything of Hugging Face is imported
+
 import pytest
 import sympy
 import torch
