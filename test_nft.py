@@ -293,16 +293,18 @@ def same_answers(ours, theirs):
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 5e-5), (torch.float64, 1e-10)])
 def test_the_samplers_log_probs_are_token_logps(dtype, tolerance):
-    """But for rounding: in fp32 up to 1.7e-5, by the seed and the CPU's instructions."""
+    """But for rounding: in fp32 up to 1.7e-5 and 1e-6 in the mean, by the seed."""
     model = tiny_model(dtype)
     answers = nft.sample(model, PROMPTS, 8, 16, **HOW)
     sampled = torch.tensor(sum((a.logps for a in answers), []), dtype=dtype)
     def difference(**how):
         prompts = [prompt for prompt in PROMPTS for _ in range(8)]
         logp, mask = nft.token_logps(model, prompts, [a.tokens for a in answers], **how)
-        return (logp[mask > 0] - sampled).abs().max()
-    assert difference(temperature=0.7, vocab=VOCAB) < tolerance
-    assert difference(temperature=1.0, vocab=VOCAB) > 0.01 < difference(temperature=0.7)
+        return (logp[mask > 0] - sampled).abs()
+    right = difference(temperature=0.7, vocab=VOCAB)
+    assert right.max() < tolerance and right.mean() < tolerance / 25
+    assert difference(temperature=1.0, vocab=VOCAB).max() > 0.01
+    assert difference(temperature=0.7).max() > 0.01
 
 def nucleus(p, top_p):
     """The smallest set of most probable tokens that holds top_p, made to sum to 1."""
@@ -1105,7 +1107,7 @@ def test_evaluation_takes_k_by_set_and_leaves_answers_that_verify_grades_again(
 
 def test_metrics_tell_the_samplers_gap_the_memory_and_the_use_of_the_machine(finished):
     for row in read_rows(finished[0] / "metrics.jsonl"):
-        assert 0 < row["logp_gap"] < 5e-5 and 0.1 < row["peak_gb"] < 24
+        assert 0 < row["logp_gap"] < 1e-5 and 0.1 < row["peak_gb"] < 24
         tokens = row["mfu"] * 989e12 * row["train_seconds"] / (6 * finished[1].num_parameters())
         answers = row["train_tokens_per_s"] * row["train_seconds"]
         assert tokens - answers == pytest.approx(row["kept"] * 6 * 4)  # of prompts: 4 each
@@ -1238,7 +1240,7 @@ def test_processes_draw_the_same_answers_and_hold_the_same_parameters(spread, la
     base = json.loads((one / "config.json").read_text())["model"]
     moved = (weights_in(one / "final") - weights_in(base)).abs().max()
     apart = (weights_in(spread / layout / "final") - weights_in(one / "final")).abs().max()
-    assert apart < 2e-5 < 2e-4 < moved  # apart is up to 5e-6, by layout and CPU
+    assert apart < 1e-5 < 2e-4 < moved
 
 def test_a_micro_batch_that_only_fills_up_a_rank_must_not_count(spread):
     broken, whole = (weights_in(spread / name / "final") for name in ("broken", "alone"))
@@ -1903,6 +1905,7 @@ SYMPY = st.recursive(
 @given(SYMPY)
 def test_what_sympy_writes_equals_its_rewritten_form_and_no_perturbed_one(expression):
     latex, expanded = sympy.latex(expression), sympy.latex(sympy.expand(expression))
+    # not read: what is too long, x / 0, and bars within bars
     inner = sympy.Tuple(*(part.args[0] for part in expression.atoms(sympy.Abs)))
     assume(len(expanded) < 250 and not expression.has(sympy.zoo) and not inner.has(sympy.Abs))
     assert verify.equal(latex, expanded)
@@ -1946,7 +1949,7 @@ def test_hostile_text_is_wrong_at_once_in_little_memory_and_never_runs(tmp_path)
                           env=os.environ | {"PYTHONPATH": str(Path(verify.__file__).parent)})
     assert done.returncode == 0, done.stderr
     slow = {name: cost for name, cost in json.loads(done.stdout).items()
-            if cost[0] > 0.1 or cost[1] > 50e6}
+            if cost[0] > 0.05 or cost[1] > 50e6}
     assert not slow and not list(tmp_path.iterdir())
 
 @settings(max_examples=300)
@@ -1961,12 +1964,10 @@ def test_grade_never_raises_and_equal_is_symmetric(text):
        st.integers(0, 30), st.sampled_from(PIECES))
 def test_a_mutated_answer_costs_no_time_and_equals_itself(answer, at, piece):
     mutant = answer[:at] + piece + answer[at + 1:]
-
     def compare():
         verify.read.cache_clear(), verify.number.cache_clear()
         assert verify.equal(mutant, mutant) == bool(mutant.strip())
         verify.equal(mutant, answer)
-
     # this thread's own time, and timeit stops the garbage collector: late in a run one pass of it
     # over all that the tests hold takes half a second
     assert min(timeit.repeat(compare, number=1, repeat=2, timer=time.thread_time)) < 0.05
